@@ -1,0 +1,1 @@
+"""The agents: analyze, locate, verify, assign, and the graph that joins them."""

@@ -1,0 +1,201 @@
+"""Analyze: the note's codable mentions, each a verbatim quote with its lead term and status.
+
+Two sources: spans of each sentence that lie close to the code system, or the language model.
+"""
+
+import asyncio
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+from spacy.tokens import Span as Tokens
+
+from agents.context import Context
+from agents.state import State, Trace, agent, conversation
+from clh.config import Analyze
+from clh.errors import ReplyError
+from clh.reader import Sentence
+from clh.retrieval.lexical import content_words, expand
+from clh.schema import Note, Span, Status, Term
+
+Mention = tuple[Sentence, Tokens]
+
+# A history is looked up as such: the book has codes for it, and they are not the disease's.
+_HISTORY = {"historical": "Personal history of", "family": "Family history of"}
+_JOINERS = frozenset("-'/\u2019")  # punctuation inside a mention: "X-ray", "Crohn's", "and/or"
+_LONGEST_WORD = 40  # characters; longer ones are data, not words
+
+
+class Quoted(BaseModel):
+    """One term as the language model gives it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    quote: Annotated[str, Field(min_length=1, max_length=120)]
+    lead_term: Annotated[str, Field(min_length=1, max_length=80)]
+    status: Status
+
+
+class Reply(BaseModel):
+    """What the language model answers about one window of the note."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    terms: Annotated[list[Quoted], Field(max_length=12)]
+
+
+@agent("analyze")
+async def analyze(state: State, context: Context, trace: Trace) -> dict[str, Any]:
+    """Find the note's terms."""
+    note = state["note"]
+    if context.settings.analyze.source == "llm":
+        return {"terms": await ask(note, context, trace)}
+    return {"terms": await asyncio.to_thread(propose, note, context)}
+
+
+def propose(note: Note, context: Context) -> list[Term]:
+    """The terms whose words lie close to some text of the code system."""
+    settings = context.settings.analyze
+    mentions = [
+        (sentence, tokens)
+        for sentence in context.reader.sentences(note.text)
+        if sentence.section != "skip"
+        for tokens in spans(sentence.tokens, settings.span_words)
+        if _squeezed(tokens) not in context.reader.never
+    ]
+    texts = sorted({expand(_squeezed(tokens)) for _, tokens in mentions})
+    vectors = context.tower.encode(texts)
+    hits = context.index.nearest(vectors, k=1, shortlist=context.settings.locate.shortlist)
+    similarity = {text: hit.score for text, [hit] in zip(texts, hits, strict=True)}
+    scored = [(mention, similarity[expand(_squeezed(mention[1]))]) for mention in mentions]
+    best = segment(scored, settings)
+    return [
+        _term(note, sentence, tokens, status)
+        for (sentence, tokens), status in zip(best, context.reader.statuses(best), strict=True)
+    ]
+
+
+def spans(sentence: Tokens, longest: int) -> Iterator[Tokens]:
+    """All stretches of up to `longest` words that begin and end with a word that says something."""
+    for first in sentence:
+        if not (_is_word(first.text) and content_words(first.text)):
+            continue
+        words = 0
+        for last in sentence[first.i - sentence.start :]:
+            if last.is_space:
+                continue
+            if not _is_word(last.text):
+                if last.text in _JOINERS:
+                    continue
+                break
+            words += 1
+            if words > longest:
+                break
+            if content_words(last.text):
+                yield sentence.doc[first.i : last.i + 1]
+
+
+def segment(scored: Iterable[tuple[Mention, float]], settings: Analyze) -> list[Mention]:
+    """The mentions, none overlapping, that explain the note best: weighted interval scheduling.
+
+    A mention weighs what its similarity exceeds the minimum by, times a power of its length, so
+    that "type 2 diabetes" beats "diabetes" and does not lose to a stretch of ill-fitting words.
+    """
+    by_end: defaultdict[int, list[tuple[float, Mention]]] = defaultdict(list)
+    for (sentence, tokens), similarity in scored:
+        words = len(content_words(tokens.text))
+        weight = (similarity - settings.min_similarity) * words**settings.length_weight
+        if weight > 0:
+            by_end[tokens.end].append((weight, (sentence, tokens)))
+    totals = [0.0]  # of the best choice among the mentions that end by each token
+    choices: list[Mention | None] = [None]
+    for end in range(1, max(by_end, default=0) + 1):
+        total, choice = totals[-1], None
+        for weight, mention in by_end[end]:
+            if totals[mention[1].start] + weight > total:
+                total, choice = totals[mention[1].start] + weight, mention
+        totals.append(total)
+        choices.append(choice)
+    chosen: list[Mention] = []
+    end = len(choices) - 1
+    while end > 0:
+        choice = choices[end]
+        if choice is None:
+            end -= 1
+        else:
+            chosen.append(choice)
+            end = choice[1].start
+    return chosen[::-1]
+
+
+async def ask(note: Note, context: Context, trace: Trace) -> list[Term]:
+    """The terms that the language model finds, window by window."""
+    terms: dict[Span, Term] = {}
+    for window in windows(context.reader.sentences(note.text), context.settings.analyze):
+        passage = note.span(window[0].tokens.start_char, window[-1].tokens.end_char)
+        messages = conversation("analyze", text=passage.text, policy=context.settings.policy)
+        try:
+            reply = await context.ask().chat(messages, Reply)
+        except ReplyError as error:
+            trace.heard("analyze", error.raw)
+            trace.drop(f"window {passage.start}:{passage.end}", "the model's reply is not usable")
+            continue
+        trace.heard("analyze", reply.raw)
+        for quoted in reply.value.terms:
+            quote = find(note, passage, quoted.quote)
+            if quote is None:
+                trace.drop(f"window {passage.start}:{passage.end}", "a quote is not in the note")
+                continue
+            sentence = next(s for s in window if s.tokens.end_char > quote.start)
+            terms[quote] = Term(
+                quote=quote,
+                sentence=_span(note, sentence.tokens),
+                lead_term=quoted.lead_term,
+                status=quoted.status,
+            )
+    return sorted(terms.values(), key=lambda term: term.quote.start)
+
+
+def windows(sentences: Iterable[Sentence], settings: Analyze) -> Iterator[list[Sentence]]:
+    """The sentences in windows that the model reads at once; a long one has a window of its own."""
+    window: list[Sentence] = []
+    words = 0
+    for sentence in sentences:
+        if window and words + len(sentence.tokens) > settings.window_words:
+            yield window
+            window, words = [], 0
+        window.append(sentence)
+        words += len(sentence.tokens)
+    if window:
+        yield window
+
+
+def find(note: Note, passage: Span, quote: str) -> Span | None:
+    """Where the passage says `quote`, but for case and line breaks; the span is the note's own."""
+    words = r"\s+".join(map(re.escape, quote.split()))
+    found = re.search(words, passage.text, re.IGNORECASE) if words else None
+    return note.span(passage.start + found.start(), passage.start + found.end()) if found else None
+
+
+def _term(note: Note, sentence: Sentence, tokens: Tokens, status: Status) -> Term:
+    mention = expand(_squeezed(tokens))
+    return Term(
+        quote=_span(note, tokens),
+        sentence=_span(note, sentence.tokens),
+        lead_term=f"{_HISTORY[status]} {mention}" if status in _HISTORY else mention,
+        status=status,
+    )
+
+
+def _span(note: Note, tokens: Tokens) -> Span:
+    return note.span(tokens.start_char, tokens.end_char)
+
+
+def _squeezed(tokens: Tokens) -> str:
+    return " ".join(tokens.text.lower().split())
+
+
+def _is_word(text: str) -> bool:
+    return any(map(str.isalnum, text)) and len(text) <= _LONGEST_WORD

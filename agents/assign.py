@@ -1,0 +1,164 @@
+"""Assign: the final set of codes, complete, most specific, in order.
+
+What counts is the policy's; each step that leaves something out says why in the audit.
+"""
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import Any
+
+from agents.context import Context
+from agents.state import State, Trace, agent, conversation
+from clh.icd.tabular import CodeSystem
+from clh.schema import AssignedCode, Policy, RuleWarning, Span, Term, Verdict
+
+_SYMPTOMS, _EXTERNAL_CAUSES, _FACTORS = "18", "20", "21"  # chapters of the Tabular List
+_LATER = {_SYMPTOMS: 1, _FACTORS: 2, _EXTERNAL_CAUSES: 3}
+
+
+@dataclass
+class Supported:
+    """A code, and all verdicts for it."""
+
+    code: str
+    evidence: list[Span] = field(default_factory=list)
+    confidence: float = 0.0
+    rationale: str = ""
+    flags: tuple[str, ...] = ()
+
+
+@agent("assign")
+async def assign(state: State, context: Context, trace: Trace) -> dict[str, Any]:
+    """Turn verdicts into the final set."""
+    system, settings = context.system, context.settings
+    verdicts = best_verdicts(state["verdicts"], settings.assign.threshold)
+    supported = accept(state["terms"], verdicts, settings.policy, system, trace)
+    supported = most_specific(supported, system, trace)
+    supported, warnings = complete(supported, system, trace)
+    supported.sort(key=lambda one: _rank(one, system))
+    if settings.assign.source == "llm" and len(supported) > 1:
+        first = await choose_first(supported, context)
+        supported.insert(0, supported.pop(first))
+    codes = [
+        AssignedCode(
+            code=one.code,
+            description=system[one.code].title,
+            confidence=round(one.confidence, 4),
+            sequence=sequence,
+            evidence=tuple(one.evidence),
+            rationale=one.rationale,
+            flags=one.flags,
+        )
+        for sequence, one in enumerate(supported, start=1)
+    ]
+    return {"codes": codes, "warnings": warnings}
+
+
+def best_verdicts(verdicts: list[Verdict], threshold: float) -> list[Verdict]:
+    """For each term the verdict with the highest probability, if that reaches the threshold."""
+    best: dict[int, Verdict] = {}
+    for verdict in verdicts:
+        rival = best.get(verdict.term)
+        if rival is None or verdict.probability > rival.probability:
+            best[verdict.term] = verdict
+    return [verdict for verdict in best.values() if verdict.probability >= threshold]
+
+
+def accept(
+    terms: list[Term], verdicts: list[Verdict], policy: Policy, system: CodeSystem, trace: Trace
+) -> list[Supported]:
+    """The codes that the policy counts, each with all its evidence."""
+    codes: defaultdict[str, Supported] = defaultdict(lambda: Supported(""))
+    for verdict in verdicts:
+        term = terms[verdict.term]
+        if policy == "encounter" and not reportable(term, verdict.code, system):
+            trace.drop(verdict.code, f"{term.status} at {term.quote.start}:{term.quote.end}")
+            continue
+        one = codes[verdict.code]
+        one.code = verdict.code
+        one.evidence.append(term.quote)
+        if verdict.probability > one.confidence:
+            one.confidence, one.rationale = verdict.probability, verdict.rationale
+    return list(codes.values())
+
+
+def reportable(term: Term, code: str, system: CodeSystem) -> bool:
+    """Whether an encounter reports a term of this status by this code.
+
+    What is absent is not coded, nor what is only possible (guidelines IV.H, outpatient); a history
+    is coded by the history codes of chapter 21 alone (I.C.21.c.4).
+    """
+    if term.status in ("historical", "family"):
+        kind = "personal" if term.status == "historical" else "family"
+        return f"{kind} history" in system[code].title.lower()
+    return term.status == "affirmed"
+
+
+def most_specific(supported: list[Supported], system: CodeSystem, trace: Trace) -> list[Supported]:
+    """The codes less those that another of them says in more detail (guideline I.B.2)."""
+    codes = {one.code for one in supported}
+    kept = []
+    for one in supported:
+        detailed = next((code for code in codes if is_vaguer(one.code, code, system)), None)
+        if detailed is None:
+            kept.append(one)
+        else:
+            trace.drop(one.code, f"{detailed} is more specific")
+    return kept
+
+
+def is_vaguer(code: str, than: str, system: CodeSystem) -> bool:
+    """Whether `code` is above `than`, or the unspecified code of a category that holds `than`."""
+    if code == than:
+        return False
+    above = system.ancestors(than)
+    return code in above or any(system.unspecified(ancestor) == code for ancestor in above)
+
+
+def complete(
+    supported: list[Supported], system: CodeSystem, trace: Trace
+) -> tuple[list[Supported], list[RuleWarning]]:
+    """The codes with their 7th characters; those that cannot be reported are left out.
+
+    A note that says nothing else means active treatment, A (guideline I.C.19.a), or the character
+    for "unspecified" or "not applicable", 0.
+    """
+    kept, warnings = [], []
+    for one in supported:
+        if system.billable(one.code):
+            kept.append(one)
+            continue
+        character = next((c for c in "A0" if c in system[one.code].seventh_characters), None)
+        if character is None:
+            trace.drop(one.code, "not billable, and the note does not say which code below it")
+            continue
+        one.code = system.complete(one.code, character)
+        one.flags = (*one.flags, "seventh_character_assumed")
+        kept.append(one)
+        meaning = system[system.parent(one.code) or ""].seventh_characters[character]
+        warnings.append(
+            RuleWarning(
+                rule="seventh_character",
+                codes=(one.code,),
+                message=f"7th character {character}, {meaning}, is assumed: check the encounter",
+            )
+        )
+    return kept, warnings
+
+
+async def choose_first(supported: list[Supported], context: Context) -> int:
+    """The position of the code that the language model lists first."""
+    diagnoses = [
+        {"title": context.system[one.code].title, "mentions": len(one.evidence)}
+        for one in supported[:9]  # one digit answers
+    ]
+    question = conversation("assign", diagnoses=diagnoses)
+    options = [str(number) for number in range(1, len(diagnoses) + 1)]
+    [shares] = await context.ask().choose([question], options)
+    return max(range(len(shares)), key=shares.__getitem__)
+
+
+def _rank(one: Supported, system: CodeSystem) -> tuple[int, int, float, int]:
+    """Diseases before symptoms (guideline II.A), then factors and external causes; by weight."""
+    chapter = system[one.code].chapter.name
+    return (_LATER.get(chapter, 0), -len(one.evidence), -one.confidence, one.evidence[0].start)

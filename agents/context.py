@@ -1,0 +1,114 @@
+"""What the agents work with: settings, code system, index, models. Loaded once per process."""
+
+import json
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Self
+
+from clh import llm
+from clh.audit import Audit
+from clh.config import Settings
+from clh.errors import ClhError, ModelError
+from clh.icd.tabular import CodeSystem, load_tabular
+from clh.llm import LanguageModel
+from clh.reader import Reader
+from clh.retrieval.ann import CodeIndex, open_index
+from clh.retrieval.lexical import Lexicon
+from clh.retrieval.towers import Tower, load_tower
+from clh.schema import Agent
+
+
+@dataclass(frozen=True)
+class Verifier:
+    """Logistic regression on `agents.verify.features`, fitted by experiments/fit_verifier.py."""
+
+    id: str
+    intercept: float
+    coefficients: dict[str, float]
+
+    @classmethod
+    def load(cls, name: str) -> Self:
+        """The verifier in `clh/weights/<name>`."""
+        file = files("clh") / "weights" / name / "model.json"
+        try:
+            return cls(name, **json.loads(file.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
+            raise ModelError(f"verifier {name!r} cannot be read: set verify.weights") from error
+
+
+@dataclass(frozen=True)
+class Context:
+    """Everything a node may use; no node changes it."""
+
+    settings: Settings
+    system: CodeSystem
+    reader: Reader
+    tower: Tower  # of queries
+    index: CodeIndex
+    lexicon: Lexicon
+    verifier: Verifier
+    llm: LanguageModel | None
+    audit: Audit
+
+    @classmethod
+    def load(cls, settings: Settings, index: CodeIndex) -> Self:
+        """Load all that `settings` names, to search in `index`.
+
+        Raises ModelError where weights are missing or damaged, InputError where the audit database
+        cannot be written.
+        """
+        return cls(
+            settings=settings,
+            system=load_tabular(),
+            reader=Reader(),
+            tower=load_tower(settings.towers.query, settings),
+            index=index,
+            lexicon=Lexicon(index.texts),
+            verifier=Verifier.load(settings.verify.weights),
+            llm=_load_llm(settings),
+            audit=Audit(settings.data_dir / "audit.sqlite", settings.audit.store_text),
+        )
+
+    @property
+    def models(self) -> dict[Agent, str]:
+        """What each agent runs on, by name and checksum."""
+        settings = self.settings
+        asked = self.llm.id if self.llm is not None else ""
+        return {
+            "analyze": asked if settings.analyze.source == "llm" else f"{self.tower.id} + negspacy",
+            "locate": self.tower.id,
+            "verify": asked
+            if settings.verify.source == "llm"
+            else f"{self.tower.id} + {self.verifier.id}",
+            "assign": f"{asked} + rules" if settings.assign.source == "llm" else "rules",
+        }
+
+    def ask(self) -> LanguageModel:
+        """The language model, which is there when the settings let an agent use it."""
+        if self.llm is None:
+            raise ClhError("no language model is loaded: start with an agent's source set to llm")
+        return self.llm
+
+
+@cache
+def default_context() -> Context:
+    """The context of a caller that gives none, such as a LangGraph server: profile `cpu`."""
+    settings = Settings.load()
+    return Context.load(settings, open_index(settings, load_tabular()))
+
+
+def _load_llm(settings: Settings) -> LanguageModel | None:
+    if "llm" not in (settings.analyze.source, settings.verify.source, settings.assign.source):
+        return None
+    model = settings.llm
+    if model.backend == "local":
+        return llm.LocalModel(model.model, settings.cache_dir, max_tokens=model.max_tokens)
+    return llm.connect(
+        model.base_url,
+        model.model,
+        api_key=model.api_key.get_secret_value() or "none",
+        timeout=model.timeout,
+        retries=model.retries,
+        max_tokens=model.max_tokens,
+    )

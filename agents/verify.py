@@ -1,0 +1,112 @@
+"""Verify: how probably the note supports each candidate.
+
+Two sources: a calibrated logistic regression on similarity and shared words, or the language model,
+asked yes or no and read by its log-probabilities.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from agents.context import Context, Verifier
+from agents.state import State, Trace, agent, conversation
+from clh.retrieval.lexical import Lexicon
+from clh.schema import Candidate, Term, Verdict
+
+_ANSWERS = ("yes", "no")
+
+
+@agent("verify")
+async def verify(state: State, context: Context, trace: Trace) -> dict[str, Any]:
+    """Judge every candidate of every term."""
+    judge = ask if context.settings.verify.source == "llm" else weigh
+    return {"verdicts": await judge(state["terms"], state["candidates"], context)}
+
+
+async def weigh(
+    terms: Sequence[Term], candidates: Sequence[Sequence[Candidate]], context: Context
+) -> list[Verdict]:
+    """The verdicts of the fitted verifier."""
+    return [
+        Verdict(
+            term=position,
+            code=candidate.code,
+            probability=probability(context.verifier, measured),
+            rationale=(
+                f"similarity {candidate.score:.2f} to {candidate.matched!r}; the quote has "
+                f"{measured['matched_in_quote']:.0%} of its words"
+            ),
+        )
+        for position, (term, found) in enumerate(zip(terms, candidates, strict=True))
+        for candidate, measured in zip(found, features(term, found, context.lexicon), strict=True)
+    ]
+
+
+def features(
+    term: Term, candidates: Sequence[Candidate], lexicon: Lexicon
+) -> list[dict[str, float]]:
+    """What the verifier knows of each candidate of a term, each from 0 to 1.
+
+    Coverage says how far the words are the same, similarity how near the meaning; their products
+    let a logistic regression tell a paraphrase from a near miss.
+    """
+    measured = []
+    for rank, candidate in enumerate(candidates):
+        matched = lexicon.coverage(candidate.matched, by=term.lead_term)
+        quote = lexicon.coverage(term.lead_term, by=candidate.matched)
+        measured.append(
+            {
+                "similarity": candidate.score,
+                "matched_in_quote": matched,
+                "matched_in_quote_squared": matched**2,
+                "similarity_times_matched": candidate.score * matched,
+                "quote_in_matched": quote,
+                "quote_times_matched": quote * matched,
+                "matched_in_sentence": lexicon.coverage(candidate.matched, by=term.sentence.text),
+                "residual_title": float("other" in candidate.title.lower().split()),
+                "first": float(rank == 0),
+            }
+        )
+    return measured
+
+
+def probability(verifier: Verifier, measured: dict[str, float]) -> float:
+    """The logistic of the weighted features."""
+    weights = verifier.coefficients
+    total = verifier.intercept + sum(weights[name] * value for name, value in measured.items())
+    return 1 / (1 + math.exp(-total))
+
+
+async def ask(
+    terms: Sequence[Term], candidates: Sequence[Sequence[Candidate]], context: Context
+) -> list[Verdict]:
+    """The verdicts of the language model; each term's candidates share their sentence."""
+    most = context.settings.verify.llm_candidates
+    verdicts: list[Verdict] = []
+    for position, (term, found) in enumerate(zip(terms, candidates, strict=True)):
+        conversations = [_question(term, candidate, context) for candidate in found[:most]]
+        answers = await context.ask().choose(conversations, _ANSWERS)
+        verdicts += [
+            Verdict(
+                term=position,
+                code=candidate.code,
+                probability=yes,
+                rationale=f"the model's probability of yes to {candidate.title!r}",
+            )
+            for candidate, (yes, _) in zip(found, answers, strict=False)
+        ]
+    return verdicts
+
+
+def _question(term: Term, candidate: Candidate, context: Context) -> Any:
+    entry = context.system[candidate.code]
+    return conversation(
+        "verify",
+        passage=term.sentence.text,
+        quote=term.quote.text,
+        status=term.status,
+        code=candidate.code,
+        title=entry.title,
+        inclusion_terms=entry.inclusion_terms,
+        excludes=entry.excludes1,
+    )

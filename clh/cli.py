@@ -1,0 +1,337 @@
+"""The command line. Commands import what they need when they run, so that --help is instant."""
+
+import asyncio
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import click
+import typer
+
+from clh import __version__
+from clh.errors import ClhError, InputError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from agents.context import Context
+    from clh.config import Settings
+    from clh.schema import CodedNote, Note
+
+app = typer.Typer(
+    help="Code Like Humans: ICD-10-CM codes with verbatim evidence, on your own machine.",
+    epilog="Research software: a certified coder must check every code before it is used.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+index_app = typer.Typer(help="The vector index of the code system.", no_args_is_help=True)
+audit_app = typer.Typer(help="What was coded, when, by which models.", no_args_is_help=True)
+app.add_typer(index_app, name="index")
+app.add_typer(audit_app, name="audit")
+
+Profile = Annotated[str, typer.Option(help="Settings to start from: cpu or vllm.")]
+_DONE, _AGENT_FAILED, _BAD_INPUT = 0, 1, 2
+
+
+@app.command(epilog="Example: [bold]clh code note.txt --format json[/bold]")
+def code(
+    note: Annotated[
+        str | None, typer.Argument(help="A text file, or - for standard input; none: type it in.")
+    ] = None,
+    format: Annotated[
+        Literal["table", "json"], typer.Option(help="A table to read, or JSON (see clh schema).")
+    ] = "table",
+    policy: Annotated[
+        Literal["encounter", "mention"] | None,
+        typer.Option(help="What counts: what the encounter reports, or all that is named."),
+    ] = None,
+    profile: Profile = "cpu",
+) -> None:
+    """Code one note: ICD-10-CM codes, each with the words of the note that support it."""
+    settings = _settings(profile, policy=policy)
+    given = _given(note, settings)
+    context = _load(settings)
+    from agents.code import code as run
+
+    with _status("coding") as show:
+        coded = asyncio.run(run(given, context, lambda step: show(f"{step} done")))
+    if format == "json":
+        print(coded.model_dump_json())
+    else:
+        _print_coded(given, coded)
+    for error in coded.errors:
+        _say(f"{error.agent} failed: {error.message}")
+    raise typer.Exit(_AGENT_FAILED if coded.errors else _DONE)
+
+
+@app.command(epilog='Example: [bold]clh search "pain in the right knee"[/bold]')
+def search(
+    text: Annotated[str, typer.Argument(help="A diagnosis, symptom or finding, in any words.")],
+    count: Annotated[int, typer.Option("--count", "-n", min=1, help="Codes to show.")] = 10,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    profile: Profile = "cpu",
+) -> None:
+    """Find codes by meaning: the locate agent alone."""
+    settings = _settings(profile, locate={"candidates": count})
+    if not text.strip():
+        raise InputError("the text to search for is blank")
+    context = _load(settings)
+    from agents.locate import search as find
+    from clh.retrieval.lexical import expand
+
+    [candidates] = find([expand(text)], context)
+    if json:
+        print(_dump(candidates))
+        return
+    table = _table("Code", "Score", "Title", "Closest text")
+    for found in candidates:
+        table.add_row(found.code, f"{found.score:.2f}", found.title, found.matched)
+    _console().print(table)
+
+
+@app.command(epilog="Example: [bold]clh lookup e119[/bold]")
+def lookup(
+    code: Annotated[str, typer.Argument(help="A code or category, in any spelling.")],
+) -> None:
+    """Show a code: title, place in the tree, notes that apply to it, codes below."""
+    from clh.icd.tabular import load_tabular
+
+    system = load_tabular()
+    name = system.normalize(code)
+    entry = system[name]
+    console = _console()
+    state = "billable" if entry.billable else "not billable: a code below it is"
+    console.print(f"[bold cyan]{name}[/] [bold]{entry.title}[/] [dim]({state})[/]")
+    console.print(f"  Chapter {entry.chapter.name}: {entry.chapter.title}", style="dim")
+    console.print(f"  {entry.block.name}: {entry.block.title}", style="dim")
+    for ancestor in reversed(system.ancestors(name)):
+        console.print(f"  {ancestor} {system[ancestor].title}", style="dim")
+    for term in entry.inclusion_terms:
+        console.print(f"  = {term}", markup=False)
+    for kind, label in _NOTES.items():
+        for note in system.inherited(name, kind):
+            console.print(f"  [yellow]{label}[/] {note.text} [dim](at {note.place})[/]")
+    for character, meaning in entry.seventh_characters.items():
+        console.print(f"  [yellow]7th character {character}[/] {meaning}")
+    for child in entry.children:
+        console.print(f"  [cyan]{child}[/] {system[child].title}")
+
+
+@app.command(epilog="Example: [bold]clh schema > coded-note.schema.json[/bold]")
+def schema() -> None:
+    """Print the JSON schema of a coded note."""
+    from clh.schema import CodedNote
+
+    print(_dump(CodedNote.model_json_schema(mode="serialization")))
+
+
+@index_app.command("build", epilog="Example: [bold]clh index build[/bold]")
+def index_build(
+    force: Annotated[bool, typer.Option("--force", help="Build anew what is there.")] = False,
+    profile: Profile = "cpu",
+) -> None:
+    """Build the vector index, unless the cache has it."""
+    settings = _settings(profile)
+    index = _index(settings, rebuild=force)
+    _console().print(f"{len(index):,} texts are indexed in {settings.cache_dir}")
+
+
+@app.command(epilog="Example: [bold]clh doctor[/bold]")
+def doctor(profile: Profile = "cpu") -> None:
+    """Say what is installed, loaded and reachable; exit code 1 if anything is missing."""
+    from clh.doctor import examine
+
+    settings = _settings(profile)
+    table = _table("", "What", "Finding")
+    healthy = True
+    for finding in examine(settings):
+        healthy &= finding.ok
+        table.add_row("[green]ok[/]" if finding.ok else "[red]no[/]", finding.what, finding.says)
+    _console().print(table)
+    raise typer.Exit(_DONE if healthy else _AGENT_FAILED)
+
+
+@audit_app.command("show", epilog="Example: [bold]clh audit show 3f2a[/bold]")
+def audit_show(
+    run: Annotated[str, typer.Argument(help="A run's id, or its beginning.")],
+    profile: Profile = "cpu",
+) -> None:
+    """Show what each agent of a run saw and said."""
+    print(_dump(_audit(profile).show(run)))
+
+
+@audit_app.command("list", epilog="Example: [bold]clh audit list -n 5[/bold]")
+def audit_list(
+    count: Annotated[int, typer.Option("--count", "-n", min=1, help="Runs to show.")] = 20,
+    profile: Profile = "cpu",
+) -> None:
+    """List the latest runs."""
+    table = _table("Run", "At", "Note (SHA-256)", "Codes")
+    for run in _audit(profile).latest(count):
+        coded = run["coded_note"]
+        codes = "unfinished" if coded is None else ", ".join(c["code"] for c in coded["codes"])
+        table.add_row(run["run_id"][:8], run["at"], run["note_sha256"][:12], codes)
+    _console().print(table)
+
+
+@app.callback(invoke_without_command=True)
+def _version(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        print(f"clh {__version__}")
+        raise typer.Exit
+
+
+def main() -> None:
+    """Run the command line: whatever a user can mend is one line on stderr and exit code 2."""
+    logging.basicConfig(level=logging.WARNING, format="clh: %(message)s", stream=sys.stderr)
+    try:
+        sys.exit(app(standalone_mode=False))
+    except ClhError as error:
+        _say(str(error))
+    except click.ClickException as error:
+        _say(f"{error.format_message()} (clh --help shows what there is)")
+    except click.Abort:
+        _say("stopped")
+    sys.exit(_BAD_INPUT)
+
+
+_NOTES: dict[Any, str] = {
+    "includes": "Includes",
+    "excludes1": "Excludes1",
+    "excludes2": "Excludes2",
+    "code_first": "Code first",
+    "use_additional_code": "Use additional code",
+    "code_also": "Code also",
+    "notes": "Note",
+}
+
+
+def _given(note: str | None, settings: "Settings") -> "Note":
+    """The note that the user names, pipes in or types."""
+    from clh.notes import decode_note, read_note
+
+    if note is not None and note != "-":
+        given, encoding = read_note(Path(note), settings.note_bytes)
+    else:
+        if note is None and sys.stdin.isatty():
+            _say("type or paste a note, then press Ctrl-D on a line of its own")
+        # One byte more than is allowed tells that there is too much.
+        data = sys.stdin.buffer.read(settings.note_bytes + 1)
+        given, encoding = decode_note(data, "stdin", settings.note_bytes, "standard input")
+    if not encoding.startswith("utf-8"):
+        _say(f"the note is not UTF-8; it was read as {encoding}: check its accented letters")
+    return given
+
+
+def _settings(profile: str, **flags: Any) -> "Settings":
+    from clh.config import Settings
+
+    return Settings.load(profile, **flags)
+
+
+def _load(settings: "Settings") -> "Context":
+    with _status("loading"):
+        from agents.context import Context
+    index = _index(settings)
+    with _status("loading"):
+        return Context.load(settings, index)
+
+
+def _index(settings: "Settings", rebuild: bool = False) -> Any:
+    """The index; while it is built, a progress bar."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    from clh.icd.tabular import load_tabular
+    from clh.retrieval.ann import open_index
+
+    columns = ("building the index", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=_console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=None, visible=False)
+
+        def progress(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total, visible=True)
+
+        return open_index(settings, load_tabular(), progress, rebuild)
+
+
+def _audit(profile: str) -> Any:
+    from clh.audit import Audit
+
+    settings = _settings(profile)
+    return Audit(settings.data_dir / "audit.sqlite", settings.audit.store_text)
+
+
+def _print_coded(note: "Note", coded: "CodedNote") -> None:
+    from rich.text import Text
+
+    console = _console()
+    text = Text(note.text)
+    for assigned in coded.codes:
+        for span in assigned.evidence:
+            text.stylize("bold black on yellow", span.start, span.end)
+    lines = [line for line in text.split("\n") if any(span.style for span in line.spans)]
+    for line in lines:
+        console.print(line)
+    table = _table("#", "Code", "Description", "Confidence", "Evidence")
+    for assigned in coded.codes:
+        quotes = dict.fromkeys(" ".join(span.text.split()).lower() for span in assigned.evidence)
+        table.add_row(
+            str(assigned.sequence),
+            assigned.code,
+            assigned.description,
+            f"{assigned.confidence:.2f}",
+            ", ".join(quotes),
+        )
+    console.print()
+    if coded.codes:
+        console.print(table)
+    else:
+        console.print("No code is supported by this note.")
+    for warning in coded.warnings:
+        console.print(f"{', '.join(warning.codes)}: {warning.message}", style="yellow")
+    seconds = sum(coded.timings.values())
+    console.print(
+        f"ICD-10-CM {coded.icd_release}, policy {coded.policy}, {seconds:.1f} s, "
+        f"run {coded.run_id[:8]} (clh audit show {coded.run_id[:8]})",
+        style="dim",
+    )
+
+
+@contextmanager
+def _status(doing: str) -> Iterator[Callable[[str], None]]:
+    """A spinner on stderr, when that is a terminal, and a function that changes what it says."""
+    with _console(stderr=True).status(doing) as status:
+        yield status.update
+
+
+def _table(*columns: str) -> Any:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD)
+    for column in columns:
+        table.add_column(column, no_wrap=column in ("Code", "Run"), overflow="fold")
+    return table
+
+
+def _console(stderr: bool = False) -> "Console":
+    from rich.console import Console
+
+    return Console(stderr=stderr, highlight=False, soft_wrap=False)
+
+
+def _dump(value: object) -> str:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(Any).dump_json(value, indent=2).decode()
+
+
+def _say(line: str) -> None:
+    print(f"clh: {' '.join(line.split())}", file=sys.stderr)

@@ -1,0 +1,178 @@
+"""Settings: plain frozen values.
+
+Flags beat `CLH_*` variables, which beat the user's `clh.toml`, which beats the profile; `cpu` is the
+profile below all others, and says what each setting means.
+"""
+
+import hashlib
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import platformdirs
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from clh.errors import InputError
+from clh.schema import Policy
+
+PROFILES = Path(str(files("clh"))) / "profiles"
+USER_FILE = platformdirs.user_config_path("clh") / "clh.toml"
+
+Positive = Annotated[int, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    """Base of the sections: frozen, and no unknown names."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Towers(Section):
+    """The two encoders."""
+
+    query: str
+    code: str
+    max_tokens: Positive
+    batch: Positive
+
+
+class Llm(Section):
+    """The language model of the agents whose source is `llm`."""
+
+    backend: Literal["local", "server"]
+    model: str
+    base_url: str
+    timeout: Annotated[float, Field(gt=0)]
+    retries: Annotated[int, Field(ge=0)]
+    max_tokens: Positive
+    api_key: SecretStr = Field(default=SecretStr(""), exclude=True)
+
+
+class Analyze(Section):
+    """How terms are found."""
+
+    source: Literal["retrieval", "llm"]
+    span_words: Positive
+    min_similarity: Share
+    length_weight: Share
+    window_words: Positive
+
+
+class Locate(Section):
+    """How codes are searched."""
+
+    coarse_dim: Positive
+    shortlist: Positive
+    candidates: Positive
+
+
+class Verify(Section):
+    """How candidates are judged."""
+
+    source: Literal["retrieval", "llm"]
+    weights: str
+    llm_candidates: Positive
+
+
+class Assign(Section):
+    """How the final set is chosen."""
+
+    source: Literal["rules", "llm"]
+    threshold: Share
+
+
+class Audit(Section):
+    """What is kept of a run."""
+
+    store_text: bool
+
+
+class Settings(BaseSettings):
+    """Everything a run depends on; `hash` names it."""
+
+    model_config = SettingsConfigDict(
+        frozen=True,
+        extra="forbid",
+        env_prefix="CLH_",
+        env_nested_delimiter="__",
+    )
+
+    profile: str
+    policy: Policy
+    note_bytes: Positive
+    index_files: tuple[Path, ...]
+    cache_dir: Path
+    data_dir: Path
+    towers: Towers
+    llm: Llm
+    analyze: Analyze
+    locate: Locate
+    verify: Verify
+    assign: Assign
+    audit: Audit
+
+    @field_validator("cache_dir", "data_dir", mode="before")
+    @classmethod
+    def _users_own(cls, value: str | Path, info: ValidationInfo) -> Path:
+        if value:
+            return Path(value).expanduser()
+        users = {"cache_dir": platformdirs.user_cache_path, "data_dir": platformdirs.user_data_path}
+        return users[str(info.field_name)]("clh")
+
+    @classmethod
+    def load(cls, profile: str = "cpu", **flags: Any) -> Self:
+        """The settings of a profile, with the user's file, environment and flags on top.
+
+        `flags` are top-level names or nested dictionaries; those that are None are not given.
+        Raises InputError for an unknown profile, name or value.
+        """
+        known = sorted(path.stem for path in PROFILES.glob("*.toml"))
+        if profile not in known:
+            raise InputError(f"there is no profile {profile!r}: choose one of {', '.join(known)}")
+        layers = [USER_FILE, PROFILES / f"{profile}.toml", PROFILES / "cpu.toml"]
+
+        class Layered(cls):  # type: ignore[valid-type, misc]
+            @classmethod
+            def settings_customise_sources(
+                cls,
+                settings_cls: type[BaseSettings],
+                init_settings: PydanticBaseSettingsSource,
+                env_settings: PydanticBaseSettingsSource,
+                **_: PydanticBaseSettingsSource,
+            ) -> tuple[PydanticBaseSettingsSource, ...]:
+                tomls = (TomlConfigSettingsSource(settings_cls, path) for path in layers)
+                return (init_settings, env_settings, *tomls)
+
+        given = {name: value for name, value in flags.items() if value is not None}
+        try:
+            merged = Layered(profile=profile, **given)
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = ".".join(map(str, first["loc"]))
+            raise InputError(f"setting {name!r}: {first['msg']}") from None
+        except ValueError as error:  # TOML that does not parse
+            raise InputError(
+                f"a settings file cannot be read ({error}): mend {USER_FILE}"
+            ) from None
+        return cls.model_construct(**dict(merged))
+
+    @property
+    def hash(self) -> str:
+        """Eight hexadecimal digits that name these settings, secrets and directories left out."""
+        values = self.model_dump_json(exclude={"cache_dir", "data_dir"})
+        return hashlib.sha256(values.encode()).hexdigest()[:8]

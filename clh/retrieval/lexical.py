@@ -1,0 +1,141 @@
+"""Words: what the code system's texts say, and how much of it a mention shares."""
+
+import math
+import re
+import tomllib
+from collections import Counter
+from collections.abc import Iterable
+from functools import cache, lru_cache
+from importlib.resources import files
+
+import snowballstemmer
+
+from clh.icd.index import IndexTerm
+from clh.icd.tabular import CodeSystem
+
+# The book's own words for "nothing more is known": a plain mention means just that.
+_UNSAID = re.compile(
+    r",?\s*\b(?:unspecified|NOS|NEC|not elsewhere classified|not otherwise specified)\b,?",
+    re.IGNORECASE,
+)
+_NONESSENTIAL = re.compile(r"\s*\([^)]*\)")
+_WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)?")
+_FUNCTION_WORDS = frozenset(
+    [
+        "a",
+        "an",
+        "and",
+        "any",
+        "are",
+        "as",
+        "at",
+        "be",
+        "been",
+        "by",
+        "due",
+        "for",
+        "from",
+        "had",
+        "has",
+        "have",
+        "having",
+        "he",
+        "her",
+        "his",
+        "in",
+        "into",
+        "is",
+        "it",
+        "its",
+        "of",
+        "on",
+        "or",
+        "other",
+        "she",
+        "that",
+        "the",
+        "their",
+        "this",
+        "to",
+        "was",
+        "were",
+        "which",
+        "while",
+        "who",
+        "with",
+    ]
+)
+
+
+def plain(text: str) -> str:
+    """A title or term as a clinician would write it.
+
+    Nonessential modifiers, "hypertension (arterial) (benign)", and words such as "unspecified" and
+    "NOS" are left out: by the conventions of the book (guidelines I.A.6 and I.A.7) a mention
+    without them means the same.
+    """
+    return " ".join(_UNSAID.sub(" ", _NONESSENTIAL.sub("", text)).split()).strip(" ,;:")
+
+
+def searchable(system: CodeSystem, index: Iterable[IndexTerm] = ()) -> list[tuple[str, str]]:
+    """(code, text) of everything a mention may be close to, each pair once.
+
+    Titles, inclusion terms and includes notes of every stem, then the index terms.
+    """
+    pairs: dict[tuple[str, str], None] = {}
+    for code in system.stems():
+        entry = system[code]
+        for text in (entry.title, *entry.inclusion_terms, *entry.includes):
+            pairs[code, plain(text)] = None
+    for term in index:
+        if term.code is not None:
+            pairs[system.normalize(term.code), plain(term.text)] = None
+    return [(code, text) for code, text in pairs if content_words(text)]
+
+
+def expand(text: str) -> str:
+    """The text with its abbreviations written out."""
+    return _WORD.sub(lambda word: _abbreviations().get(word[0].lower(), word[0]), text)
+
+
+@lru_cache(maxsize=200_000)
+def content_words(text: str) -> frozenset[str]:
+    """The stemmed words of a text, less those that carry no content."""
+    words = _WORD.findall(text.lower())
+    return frozenset(_stem(word) for word in words if word not in _FUNCTION_WORDS)
+
+
+class Lexicon:
+    """How much each word tells, by how few texts of the code system use it."""
+
+    def __init__(self, texts: Iterable[str]) -> None:
+        """Count the texts that hold each word."""
+        counted = list(texts)
+        self._texts = len(counted)
+        self._holding = Counter(word for text in counted for word in content_words(text))
+
+    def coverage(self, text: str, by: str) -> float:
+        """The share of `text`'s content, from 0 to 1, that the words of `by` hold.
+
+        Words weigh by their inverse document frequency; a text without content is not covered.
+        """
+        words, held = content_words(text), content_words(by)
+        total = sum(map(self._weight, words))
+        return sum(map(self._weight, words & held)) / total if total else 0.0
+
+    def _weight(self, word: str) -> float:
+        return math.log((1 + self._texts) / (1 + self._holding[word]))
+
+
+@cache
+def _abbreviations() -> dict[str, str]:
+    file = files("clh.retrieval") / "abbreviations.toml"
+    return tomllib.loads(file.read_text(encoding="utf-8"))
+
+
+@cache
+def _stem(word: str) -> str:
+    return str(_STEMMER.stemWord(word))
+
+
+_STEMMER = snowballstemmer.stemmer("english")

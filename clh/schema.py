@@ -1,0 +1,122 @@
+"""The shapes that cross rooms: a note goes in, a coded note comes out.
+
+Every shape is frozen: an agent adds its own, none rewrites another's.
+"""
+
+import hashlib
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Status = Literal["affirmed", "negated", "historical", "family", "uncertain"]
+Policy = Literal["encounter", "mention"]
+Agent = Literal["analyze", "locate", "verify", "assign"]
+AGENTS: tuple[Agent, ...] = ("analyze", "locate", "verify", "assign")
+
+
+class Shape(BaseModel):
+    """Base of all shapes: frozen, and strict about unknown fields."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Span(Shape):
+    """A stretch of the note; `text` is `note.text[start:end]`, to the character."""
+
+    start: int = Field(ge=0, description="offset of the first character, in Unicode code points")
+    end: int = Field(ge=0, description="offset after the last character")
+    text: str = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _length_matches(self) -> Self:
+        if self.end - self.start != len(self.text):
+            raise ValueError(
+                f"span {self.start}:{self.end} does not fit {len(self.text)} characters"
+            )
+        return self
+
+
+class Note(Shape):
+    """A clinical note as it was given."""
+
+    id: str = Field(min_length=1)
+    text: str = Field(min_length=1)
+
+    @property
+    def sha256(self) -> str:
+        """The note's fingerprint: what the audit keeps when it may not keep the text."""
+        return hashlib.sha256(self.text.encode()).hexdigest()
+
+    def span(self, start: int, end: int) -> Span:
+        """The span of this note from `start` up to `end`."""
+        return Span(start=start, end=end, text=self.text[start:end])
+
+
+class Term(Shape):
+    """A codable mention that analyze found: the quote, its sentence, the lead term to look up."""
+
+    quote: Span
+    sentence: Span
+    lead_term: str = Field(
+        min_length=1, description="the mention in the Alphabetic Index's own words"
+    )
+    status: Status
+
+
+class Candidate(Shape):
+    """A code that locate proposes for one term."""
+
+    code: str
+    title: str
+    matched: str = Field(description="the title, inclusion term or index term that lay closest")
+    score: float = Field(description="cosine similarity of lead term and matched text")
+
+
+class Verdict(Shape):
+    """Whether the note supports a candidate, as a calibrated probability."""
+
+    term: int = Field(ge=0, description="position of the term among analyze's terms")
+    code: str
+    probability: float = Field(ge=0, le=1)
+    rationale: str
+
+
+class AssignedCode(Shape):
+    """One code of the final set."""
+
+    code: str
+    description: str
+    confidence: float = Field(ge=0, le=1)
+    sequence: int = Field(ge=1, description="1 is the first-listed diagnosis")
+    evidence: tuple[Span, ...] = Field(min_length=1)
+    rationale: str
+    flags: tuple[str, ...] = ()
+
+
+class RuleWarning(Shape):
+    """A rule of the code book that a human coder should look at."""
+
+    rule: str
+    codes: tuple[str, ...]
+    message: str
+
+
+class AgentError(Shape):
+    """An agent that failed, and why; the run keeps what the agents before it produced."""
+
+    agent: Agent
+    message: str
+
+
+class CodedNote(Shape):
+    """The answer: what `clh code --format json` prints."""
+
+    note_id: str
+    run_id: str
+    icd_release: str
+    policy: Policy
+    codes: tuple[AssignedCode, ...] = ()
+    warnings: tuple[RuleWarning, ...] = ()
+    errors: tuple[AgentError, ...] = ()
+    models: dict[Agent, str]
+    timings: dict[Agent, float] = Field(description="seconds spent in each agent")
