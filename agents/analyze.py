@@ -6,7 +6,7 @@ Two sources: spans of each sentence that lie close to the code system, or the la
 import asyncio
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Set
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -17,6 +17,7 @@ from agents.state import State, Trace, agent, conversation
 from clh.config import Analyze
 from clh.errors import ReplyError
 from clh.reader import Sentence
+from clh.retrieval.ann import Hit
 from clh.retrieval.lexical import content_words, expand
 from clh.schema import Note, Span, Status, Term
 
@@ -62,25 +63,36 @@ def propose(note: Note, context: Context) -> list[Term]:
         (sentence, tokens)
         for sentence in context.reader.sentences(note.text)
         if sentence.section != "skip"
-        for tokens in spans(sentence.tokens, settings.span_words)
+        for tokens in spans(sentence.tokens, settings.span_words, context.reader.edges)
         if _squeezed(tokens) not in context.reader.never
     ]
     texts = sorted({expand(_squeezed(tokens)) for _, tokens in mentions})
-    vectors = context.tower.encode(texts)
-    hits = context.index.nearest(vectors, k=1, shortlist=context.settings.locate.shortlist)
-    similarity = {text: hit.score for text, [hit] in zip(texts, hits, strict=True)}
-    scored = [(mention, similarity[expand(_squeezed(mention[1]))]) for mention in mentions]
-    best = segment(scored, settings)
+    near = context.index.nearest(
+        context.tower.encode(texts), settings.neighbours, settings.shortlist
+    )
+    weights = {
+        text: max(weight(text, hit, context) for hit in hits)
+        for text, hits in zip(texts, near, strict=True)
+    }
+    weighed = [(mention, weights[expand(_squeezed(mention[1]))]) for mention in mentions]
+    best = segment(weighed)
     return [
         _term(note, sentence, tokens, status)
         for (sentence, tokens), status in zip(best, context.reader.statuses(best), strict=True)
     ]
 
 
-def spans(sentence: Tokens, longest: int) -> Iterator[Tokens]:
-    """All stretches of up to `longest` words that begin and end with a word that says something."""
+def spans(sentence: Tokens, longest: int, edges: Set[str]) -> Iterator[Tokens]:
+    """All stretches of up to `longest` words that begin and end with a word that says something.
+
+    Function words say nothing, nor do the words of `edges`, which speak about a mention.
+    """
+
+    def says_something(text: str) -> bool:
+        return bool(content_words(text)) and text.lower() not in edges
+
     for first in sentence:
-        if not (_is_word(first.text) and content_words(first.text)):
+        if not (_is_word(first.text) and says_something(first.text)):
             continue
         words = 0
         for last in sentence[first.i - sentence.start :]:
@@ -93,29 +105,39 @@ def spans(sentence: Tokens, longest: int) -> Iterator[Tokens]:
             words += 1
             if words > longest:
                 break
-            if content_words(last.text):
+            if says_something(last.text):
                 yield sentence.doc[first.i : last.i + 1]
 
 
-def segment(scored: Iterable[tuple[Mention, float]], settings: Analyze) -> list[Mention]:
-    """The mentions, none overlapping, that explain the note best: weighted interval scheduling.
+def weight(text: str, hit: Hit, context: Context) -> float:
+    """How much is gained by taking `text` for a mention of what `hit` says; nothing if negative.
 
-    A mention weighs what its similarity exceeds the minimum by, times a power of its length, so
-    that "type 2 diabetes" beats "diabetes" and does not lose to a stretch of ill-fitting words.
+    What their closeness exceeds the minimum by, times a power of the words they share: "right knee
+    pain" beats "right knee" and "pain" together, and "pneumonia" a stretch of words around it.
     """
+    settings = context.settings.analyze
+    shared = content_words(text) & content_words(hit.text)
+    if shared and shared <= context.reader.never_words:
+        return 0.0
+    # A text that says more is less close: "right knee" is near to every ill of it.
+    closeness = hit.score * (1 + context.lexicon.coverage(hit.text, by=text)) / 2
+    gain: float = max(1, len(shared)) ** settings.length_weight
+    return (closeness - settings.min_closeness) * gain
+
+
+def segment(weighed: Iterable[tuple[Mention, float]]) -> list[Mention]:
+    """The mentions, none overlapping, that weigh most together: weighted interval scheduling."""
     by_end: defaultdict[int, list[tuple[float, Mention]]] = defaultdict(list)
-    for (sentence, tokens), similarity in scored:
-        words = len(content_words(tokens.text))
-        weight = (similarity - settings.min_similarity) * words**settings.length_weight
-        if weight > 0:
-            by_end[tokens.end].append((weight, (sentence, tokens)))
+    for mention, gain in weighed:
+        if gain > 0:
+            by_end[mention[1].end].append((gain, mention))
     totals = [0.0]  # of the best choice among the mentions that end by each token
     choices: list[Mention | None] = [None]
     for end in range(1, max(by_end, default=0) + 1):
         total, choice = totals[-1], None
-        for weight, mention in by_end[end]:
-            if totals[mention[1].start] + weight > total:
-                total, choice = totals[mention[1].start] + weight, mention
+        for gain, mention in by_end[end]:
+            if totals[mention[1].start] + gain > total:
+                total, choice = totals[mention[1].start] + gain, mention
         totals.append(total)
         choices.append(choice)
     chosen: list[Mention] = []
@@ -148,10 +170,12 @@ async def ask(note: Note, context: Context, trace: Trace) -> list[Term]:
             if quote is None:
                 trace.drop(f"window {passage.start}:{passage.end}", "a quote is not in the note")
                 continue
-            sentence = next(s for s in window if s.tokens.end_char > quote.start)
+            within = next(s.tokens for s in window if s.tokens.end_char > quote.start)
+            # A quote may begin in a heading, or run on into the next sentence.
+            start, end = min(within.start_char, quote.start), max(within.end_char, quote.end)
             terms[quote] = Term(
                 quote=quote,
-                sentence=_span(note, sentence.tokens),
+                sentence=note.span(start, end),
                 lead_term=quoted.lead_term,
                 status=quoted.status,
             )

@@ -3,16 +3,16 @@
 What counts is the policy's; each step that leaves something out says why in the audit.
 """
 
-from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import Any
 
 from agents.context import Context
 from agents.state import State, Trace, agent, conversation
 from clh.icd.tabular import CodeSystem
-from clh.schema import AssignedCode, Policy, RuleWarning, Span, Term, Verdict
+from clh.schema import AssignedCode, RuleWarning, Span, Term, Verdict
 
 _SYMPTOMS, _EXTERNAL_CAUSES, _FACTORS = "18", "20", "21"  # chapters of the Tabular List
+_HISTORY = {"historical": "personal history", "family": "family history"}
 _LATER = {_SYMPTOMS: 1, _FACTORS: 2, _EXTERNAL_CAUSES: 3}
 
 
@@ -31,8 +31,13 @@ class Supported:
 async def assign(state: State, context: Context, trace: Trace) -> dict[str, Any]:
     """Turn verdicts into the final set."""
     system, settings = context.system, context.settings
-    verdicts = best_verdicts(state["verdicts"], settings.assign.threshold)
-    supported = accept(state["terms"], verdicts, settings.policy, system, trace)
+    counted = [
+        verdict
+        for verdict in state["verdicts"]
+        if verdict.probability >= settings.assign.threshold
+        and counts(state["terms"][verdict.term], verdict.code, context, trace)
+    ]
+    supported = gather(state["terms"], best_of_each_term(counted))
     supported = most_specific(supported, system, trace)
     supported, warnings = complete(supported, system, trace)
     supported.sort(key=lambda one: _rank(one, system))
@@ -54,49 +59,45 @@ async def assign(state: State, context: Context, trace: Trace) -> dict[str, Any]
     return {"codes": codes, "warnings": warnings}
 
 
-def best_verdicts(verdicts: list[Verdict], threshold: float) -> list[Verdict]:
-    """For each term the verdict with the highest probability, if that reaches the threshold."""
+def counts(term: Term, code: str, context: Context, trace: Trace) -> bool:
+    """Whether the policy reports a term of this status by this code.
+
+    `mention` reports all. An `encounter` codes neither what is absent nor what is only possible
+    (guideline IV.H, outpatient), and a history by the history codes of chapter 21 alone
+    (I.C.21.c.4).
+    """
+    if context.settings.policy == "mention" or term.status == "affirmed":
+        return True
+    if term.status in _HISTORY and _HISTORY[term.status] in context.system[code].title.lower():
+        return True
+    trace.drop(code, f"{term.status} at {term.quote.start}:{term.quote.end}")
+    return False
+
+
+def best_of_each_term(verdicts: list[Verdict]) -> list[Verdict]:
+    """For each term the verdict with the highest probability."""
     best: dict[int, Verdict] = {}
     for verdict in verdicts:
         rival = best.get(verdict.term)
         if rival is None or verdict.probability > rival.probability:
             best[verdict.term] = verdict
-    return [verdict for verdict in best.values() if verdict.probability >= threshold]
+    return list(best.values())
 
 
-def accept(
-    terms: list[Term], verdicts: list[Verdict], policy: Policy, system: CodeSystem, trace: Trace
-) -> list[Supported]:
-    """The codes that the policy counts, each with all its evidence."""
-    codes: defaultdict[str, Supported] = defaultdict(lambda: Supported(""))
+def gather(terms: list[Term], verdicts: list[Verdict]) -> list[Supported]:
+    """The codes, each once, with all their evidence."""
+    codes: dict[str, Supported] = {}
     for verdict in verdicts:
-        term = terms[verdict.term]
-        if policy == "encounter" and not reportable(term, verdict.code, system):
-            trace.drop(verdict.code, f"{term.status} at {term.quote.start}:{term.quote.end}")
-            continue
-        one = codes[verdict.code]
-        one.code = verdict.code
-        one.evidence.append(term.quote)
+        one = codes.setdefault(verdict.code, Supported(verdict.code))
+        one.evidence.append(terms[verdict.term].quote)
         if verdict.probability > one.confidence:
             one.confidence, one.rationale = verdict.probability, verdict.rationale
     return list(codes.values())
 
 
-def reportable(term: Term, code: str, system: CodeSystem) -> bool:
-    """Whether an encounter reports a term of this status by this code.
-
-    What is absent is not coded, nor what is only possible (guidelines IV.H, outpatient); a history
-    is coded by the history codes of chapter 21 alone (I.C.21.c.4).
-    """
-    if term.status in ("historical", "family"):
-        kind = "personal" if term.status == "historical" else "family"
-        return f"{kind} history" in system[code].title.lower()
-    return term.status == "affirmed"
-
-
 def most_specific(supported: list[Supported], system: CodeSystem, trace: Trace) -> list[Supported]:
     """The codes less those that another of them says in more detail (guideline I.B.2)."""
-    codes = {one.code for one in supported}
+    codes = [one.code for one in supported]
     kept = []
     for one in supported:
         detailed = next((code for code in codes if is_vaguer(one.code, code, system)), None)
@@ -128,7 +129,10 @@ def complete(
         if system.billable(one.code):
             kept.append(one)
             continue
-        character = next((c for c in "A0" if c in system[one.code].seventh_characters), None)
+        # A category is not extended, though it may define the 7th characters of the codes below.
+        stem = system.unspecified(one.code) == one.code
+        offered = {child[-1] for child in system.children(one.code)} if stem else set()
+        character = next((c for c in "A0" if c in offered), None)
         if character is None:
             trace.drop(one.code, "not billable, and the note does not say which code below it")
             continue

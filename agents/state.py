@@ -1,11 +1,12 @@
 """What flows through the graph, and what makes an agent's work a node of it."""
 
-import logging
 import operator
 import time
+import traceback
 import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Any, Protocol, TypedDict
 
 from langgraph.runtime import Runtime
@@ -26,8 +27,6 @@ from clh.schema import (
     Term,
     Verdict,
 )
-
-_log = logging.getLogger(__name__)
 
 
 class Input(TypedDict):
@@ -110,8 +109,7 @@ def agent(name: Agent) -> Callable[[Work], Node]:
                 errors = [AgentError(agent=name, message=str(error))]
             except Exception as error:  # noqa: BLE001
                 # Whatever breaks inside an agent ends this run, not the process that codes others.
-                _log.debug("%s failed", name, exc_info=True)
-                errors = [AgentError(agent=name, message=f"{type(error).__name__}: {error}")]
+                errors = [AgentError(agent=name, message=_where(error))]
             seconds = time.perf_counter() - started
             context.audit.step(
                 state["run_id"],
@@ -130,6 +128,12 @@ def agent(name: Agent) -> Callable[[Work], Node]:
         return node
 
     return decorate
+
+
+def _where(error: Exception) -> str:
+    """What broke and where; not the error's own words, which may quote the note."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"unexpected {type(error).__name__} in {Path(frame.filename).name}:{frame.lineno}"
 
 
 async def begin(state: State, *, runtime: Runtime[Context]) -> dict[str, Any]:

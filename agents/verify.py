@@ -10,7 +10,7 @@ from typing import Any
 
 from agents.context import Context, Verifier
 from agents.state import State, Trace, agent, conversation
-from clh.retrieval.lexical import Lexicon
+from clh.retrieval.lexical import Lexicon, expand
 from clh.schema import Candidate, Term, Verdict
 
 _ANSWERS = ("yes", "no")
@@ -50,6 +50,7 @@ def features(
     Coverage says how far the words are the same, similarity how near the meaning; their products
     let a logistic regression tell a paraphrase from a near miss.
     """
+    sentence = expand(term.sentence.text)
     measured = []
     for rank, candidate in enumerate(candidates):
         matched = lexicon.coverage(candidate.matched, by=term.lead_term)
@@ -62,7 +63,7 @@ def features(
                 "similarity_times_matched": candidate.score * matched,
                 "quote_in_matched": quote,
                 "quote_times_matched": quote * matched,
-                "matched_in_sentence": lexicon.coverage(candidate.matched, by=term.sentence.text),
+                "matched_in_sentence": lexicon.coverage(candidate.matched, by=sentence),
                 "residual_title": float("other" in candidate.title.lower().split()),
                 "first": float(rank == 0),
             }

@@ -63,13 +63,11 @@ class Audit:
         self._store_text = store_text
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with self._open() as database:
-                database.execute("PRAGMA journal_mode=WAL")
-                database.executescript(_SCHEMA)
-        except (OSError, sqlite3.Error) as error:
-            raise InputError(
-                f"the audit database {path} cannot be written ({error}): set data_dir"
-            ) from error
+        except OSError as error:
+            raise InputError(f"{path.parent} cannot be made ({error}): set data_dir") from error
+        with self._open() as database:
+            database.execute("PRAGMA journal_mode=WAL")
+            database.executescript(_SCHEMA)
 
     def begin(self, run_id: str, note: Note, settings_hash: str, settings: str) -> None:
         """Append a run."""
@@ -111,13 +109,11 @@ class Audit:
         """A run and its steps; any beginning of the id that is unique will do."""
         with self._open() as database:
             database.row_factory = sqlite3.Row
-            like = run_id.replace("%", "").replace("_", "") + "%"
-            runs = database.execute("SELECT * FROM runs WHERE run_id LIKE ?", (like,)).fetchall()
+            query = "SELECT * FROM runs WHERE substr(run_id, 1, length(?1)) = ?1"
+            runs = database.execute(query, (run_id,)).fetchall()
             if len(runs) != 1:
-                known = "no run" if not runs else f"{len(runs)} runs"
-                raise InputError(
-                    f"{known} begins with {run_id!r}: `clh audit list` shows the latest"
-                )
+                known = f"{len(runs)} runs begin" if runs else "no run begins"
+                raise InputError(f"{known} with {run_id!r}: `clh audit list` shows the latest")
             (run,) = runs
             query = "SELECT * FROM steps WHERE run_id = ? ORDER BY rowid"
             steps = database.execute(query, (run["run_id"],)).fetchall()
@@ -132,8 +128,13 @@ class Audit:
 
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
-        with closing(sqlite3.connect(self.path, timeout=_LOCKED)) as database, database:
-            yield database
+        try:
+            with closing(sqlite3.connect(self.path, timeout=_LOCKED)) as database, database:
+                yield database
+        except sqlite3.Error as error:
+            raise InputError(
+                f"the audit database {self.path} cannot be used ({error}): set data_dir"
+            ) from error
 
     def _json(self, value: object) -> str:
         plain = _JSON.dump_python(value, mode="json")

@@ -1,6 +1,7 @@
 """The command line. Commands import what they need when they run, so that --help is instant."""
 
 import asyncio
+import io
 import logging
 import sys
 from collections.abc import Callable, Iterator
@@ -8,7 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import click
 import typer
 
 from clh import __version__
@@ -34,7 +34,9 @@ audit_app = typer.Typer(help="What was coded, when, by which models.", no_args_i
 app.add_typer(index_app, name="index")
 app.add_typer(audit_app, name="audit")
 
-Profile = Annotated[str, typer.Option(help="Settings to start from: cpu or vllm.")]
+Profile = Annotated[
+    str, typer.Option(envvar="CLH_PROFILE", help="Settings to start from: cpu or vllm.")
+]
 _DONE, _AGENT_FAILED, _BAD_INPUT = 0, 1, 2
 
 
@@ -99,27 +101,30 @@ def lookup(
     code: Annotated[str, typer.Argument(help="A code or category, in any spelling.")],
 ) -> None:
     """Show a code: title, place in the tree, notes that apply to it, codes below."""
+    from rich.markup import escape
+
     from clh.icd.tabular import load_tabular
 
     system = load_tabular()
     name = system.normalize(code)
     entry = system[name]
-    console = _console()
+    console = _console(markup=True)
     state = "billable" if entry.billable else "not billable: a code below it is"
-    console.print(f"[bold cyan]{name}[/] [bold]{entry.title}[/] [dim]({state})[/]")
-    console.print(f"  Chapter {entry.chapter.name}: {entry.chapter.title}", style="dim")
-    console.print(f"  {entry.block.name}: {entry.block.title}", style="dim")
+    console.print(f"[bold cyan]{name}[/] [bold]{escape(entry.title)}[/] [dim]({state})[/]")
+    chapter, block = entry.chapter, entry.block
+    console.print(f"  Chapter {chapter.name}: {chapter.title}", style="dim", markup=False)
+    console.print(f"  {block.name}: {block.title}", style="dim", markup=False)
     for ancestor in reversed(system.ancestors(name)):
-        console.print(f"  {ancestor} {system[ancestor].title}", style="dim")
+        console.print(f"  {ancestor} {system[ancestor].title}", style="dim", markup=False)
     for term in entry.inclusion_terms:
         console.print(f"  = {term}", markup=False)
     for kind, label in _NOTES.items():
         for note in system.inherited(name, kind):
-            console.print(f"  [yellow]{label}[/] {note.text} [dim](at {note.place})[/]")
+            console.print(f"  [yellow]{label}[/] {escape(note.text)} [dim](at {note.place})[/]")
     for character, meaning in entry.seventh_characters.items():
-        console.print(f"  [yellow]7th character {character}[/] {meaning}")
+        console.print(f"  [yellow]7th character {character}[/] {escape(meaning)}")
     for child in entry.children:
-        console.print(f"  [cyan]{child}[/] {system[child].title}")
+        console.print(f"  [cyan]{child}[/] {escape(system[child].title)}")
 
 
 @app.command(epilog="Example: [bold]clh schema > coded-note.schema.json[/bold]")
@@ -144,6 +149,8 @@ def index_build(
 @app.command(epilog="Example: [bold]clh doctor[/bold]")
 def doctor(profile: Profile = "cpu") -> None:
     """Say what is installed, loaded and reachable; exit code 1 if anything is missing."""
+    from rich.text import Text
+
     from clh.doctor import examine
 
     settings = _settings(profile)
@@ -151,7 +158,8 @@ def doctor(profile: Profile = "cpu") -> None:
     healthy = True
     for finding in examine(settings):
         healthy &= finding.ok
-        table.add_row("[green]ok[/]" if finding.ok else "[red]no[/]", finding.what, finding.says)
+        mark = Text("ok", "green") if finding.ok else Text("no", "red")
+        table.add_row(mark, finding.what, finding.says)
     _console().print(table)
     raise typer.Exit(_DONE if healthy else _AGENT_FAILED)
 
@@ -190,14 +198,20 @@ def _version(
 
 def main() -> None:
     """Run the command line: whatever a user can mend is one line on stderr and exit code 2."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # By default a pipe on Windows, or an old locale, cannot hold every character of a note.
+        sys.stdout.reconfigure(encoding="utf-8")
     logging.basicConfig(level=logging.WARNING, format="clh: %(message)s", stream=sys.stderr)
     try:
         sys.exit(app(standalone_mode=False))
     except ClhError as error:
         _say(str(error))
-    except click.ClickException as error:
-        _say(f"{error.format_message()} (clh --help shows what there is)")
-    except click.Abort:
+    except typer.TyperException as error:
+        message = error.format_message()
+        if not message:  # nothing was asked for, and the help has been shown
+            sys.exit(_DONE)
+        _say(f"{message} (clh --help shows what there is)")
+    except typer.Abort:
         _say("stopped")
     sys.exit(_BAD_INPUT)
 
@@ -219,6 +233,8 @@ def _given(note: str | None, settings: "Settings") -> "Note":
 
     if note is not None and note != "-":
         given, encoding = read_note(Path(note), settings.note_bytes)
+    elif sys.stdin is None:
+        raise InputError("standard input is closed: name a file")
     else:
         if note is None and sys.stdin.isatty():
             _say("type or paste a note, then press Ctrl-D on a line of its own")
@@ -252,7 +268,10 @@ def _index(settings: "Settings", rebuild: bool = False) -> Any:
     from clh.retrieval.ann import open_index
 
     columns = ("building the index", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=_console(stderr=True), transient=True) as bar:
+    console = _console(stderr=True)
+    # Disabled where nobody watches: there it would still print an empty line.
+    quiet = not console.is_terminal
+    with Progress(*columns, console=console, transient=True, disable=quiet) as bar:
         task = bar.add_task("", total=None, visible=False)
 
         def progress(done: int, total: int) -> None:
@@ -321,10 +340,11 @@ def _table(*columns: str) -> Any:
     return table
 
 
-def _console(stderr: bool = False) -> "Console":
+def _console(stderr: bool = False, markup: bool = False) -> "Console":
+    """A console; square brackets in titles and notes are no markup unless asked for."""
     from rich.console import Console
 
-    return Console(stderr=stderr, highlight=False, soft_wrap=False)
+    return Console(stderr=stderr, markup=markup, highlight=False, soft_wrap=False)
 
 
 def _dump(value: object) -> str:

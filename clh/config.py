@@ -1,7 +1,7 @@
 """Settings: plain frozen values.
 
-Flags beat `CLH_*` variables, which beat the user's `clh.toml`, which beats the profile; `cpu` is the
-profile below all others, and says what each setting means.
+Flags beat `CLH_*` variables, which beat the user's `clh.toml`, which beats the profile; `cpu` is
+the profile below all others, and says what each setting means.
 """
 
 import hashlib
@@ -23,6 +23,7 @@ from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
+    SettingsError,
     TomlConfigSettingsSource,
 )
 
@@ -68,7 +69,9 @@ class Analyze(Section):
 
     source: Literal["retrieval", "llm"]
     span_words: Positive
-    min_similarity: Share
+    neighbours: Positive
+    shortlist: Positive
+    min_closeness: Share
     length_weight: Share
     window_words: Positive
 
@@ -165,6 +168,8 @@ class Settings(BaseSettings):
             first = error.errors()[0]
             name = ".".join(map(str, first["loc"]))
             raise InputError(f"setting {name!r}: {first['msg']}") from None
+        except SettingsError as error:  # a variable that should hold a list or a section
+            raise InputError(f"{error}: CLH_* variables hold lists and sections as JSON") from None
         except ValueError as error:  # TOML that does not parse
             raise InputError(
                 f"a settings file cannot be read ({error}): mend {USER_FILE}"

@@ -11,8 +11,8 @@ from clh import models
 from clh.audit import Audit
 from clh.config import Settings
 from clh.errors import ClhError
-from clh.icd.tabular import load_tabular
-from clh.retrieval.ann import index_folder
+from clh.icd.tabular import CodeSystem, load_tabular
+from clh.retrieval.ann import index_folder, open_index, texts_to_search
 
 
 class Finding(NamedTuple):
@@ -37,7 +37,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
         yield _model("Language model", settings.llm.model)
     else:
         yield _server(settings.llm.base_url, settings.llm.timeout)
-    yield _index(settings)
+    yield _index(settings, system)
     try:
         audit = Audit(settings.data_dir / "audit.sqlite", settings.audit.store_text)
         yield Finding(True, "Audit", str(audit.path))
@@ -75,10 +75,12 @@ def _server(base_url: str, timeout: float) -> Finding:
     return Finding(True, "Server", f"{base_url} answers")
 
 
-def _index(settings: Settings) -> Finding:
+def _index(settings: Settings, system: CodeSystem) -> Finding:
     try:
-        folder = index_folder(settings, load_tabular())
+        folder = index_folder(settings, system, texts_to_search(settings, system))
+        if not folder.exists():
+            return Finding(False, "Index", "not built yet: run `clh index build`")
+        open_index(settings, system)  # checks every file of it
     except ClhError as error:
         return Finding(False, "Index", str(error))
-    says = str(folder) if folder.exists() else "not built yet: run `clh index build`"
-    return Finding(folder.exists(), "Index", says)
+    return Finding(True, "Index", str(folder))

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, Self, TypedDi
 from pydantic import BaseModel, ValidationError
 
 from clh.errors import InputError, ModelError, ReplyError, ServerError
-from clh.models import fast_dtype, model_id, resolve
+from clh.models import fast_dtype, model_id, resolve, silence_bars
 
 if TYPE_CHECKING:
     import torch
@@ -147,9 +147,11 @@ class LocalModel:
     ) -> None:
         import llguidance.hf
         import torch
+        from safetensors import SafetensorError
         from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
         folder = resolve(name, cache_dir)
+        silence_bars()
         self.id = model_id(name, folder)
         self._max_tokens = max_tokens
         self._batch_size = batch_size
@@ -157,7 +159,7 @@ class LocalModel:
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder)
             model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype or fast_dtype())
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, SafetensorError) as error:
             reason = str(error).partition("\n")[0]
             raise ModelError(f"cannot load a language model from {folder}: {reason}") from error
         if not isinstance(tokenizer, PreTrainedTokenizerFast) or not tokenizer.chat_template:

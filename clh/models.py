@@ -109,6 +109,13 @@ def fast_dtype() -> "torch.dtype":
     return torch.bfloat16 if fast else torch.float32
 
 
+def silence_bars() -> None:
+    """Switch off transformers' progress bars: local weights load in a second."""
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+
+
 def _from_hub(name: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
@@ -150,6 +157,7 @@ def _convert(source: Path, folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     _log.warning("preparing %s, once; this takes about 20 seconds", source.stem)
+    silence_bars()
     gguf = {"gguf_file": source.name}
     tokenizer = AutoTokenizer.from_pretrained(source.parent, **gguf)
     loaded = AutoModelForCausalLM.from_pretrained(source.parent, **gguf)

@@ -2,6 +2,7 @@
 
 import codecs
 from pathlib import Path
+from unicodedata import category
 
 from charset_normalizer import is_binary
 
@@ -64,8 +65,10 @@ def _decode(data: bytes, source: str) -> tuple[str, str]:
             raise binary from error
         encoding = "cp1252"
         text = data.decode(encoding, errors="replace")
-    # Control characters other than white space are the mark of a program's file.
-    if sum(not (char.isprintable() or char.isspace()) for char in text) * 100 > len(text):
+    # Control characters other than white space are the mark of a program's file; soft hyphens and
+    # the bullets that a word processor leaves in the private use area are not.
+    odd = sum(category(char) in ("Cc", "Cn") and not char.isspace() for char in text)
+    if odd * 100 > len(text):
         raise binary
     return text, encoding or "utf-8"
 

@@ -16,6 +16,7 @@ from spacy.language import Language
 from spacy.tokens import Doc, Token
 from spacy.tokens import Span as Tokens
 
+from clh.retrieval.lexical import content_words
 from clh.schema import Status
 
 # The first that applies is the mention's status: what is absent is absent in the family, too.
@@ -43,7 +44,9 @@ class Reader:
         self._kinds = {
             heading: kind for kind, headings in rules["sections"].items() for heading in headings
         }
+        self.edges = frozenset(rules["mentions"]["edges"])
         self.never = frozenset(rules["mentions"]["never"])
+        self.never_words = frozenset().union(*map(content_words, self.never))
         self._nlp = spacy.blank("en")
         self._nlp.max_length = 10**9  # spaCy's limit guards its parser, which is not used
         self._nlp.add_pipe("sentencizer")
@@ -121,7 +124,7 @@ def _bare(tokens: Tokens) -> str:
 
 
 def _says_something(tokens: Tokens) -> bool:
-    return any(token.is_alpha for token in tokens)
+    return any(char.isalpha() for char in tokens.text)  # T2DM and COVID-19 say something, too
 
 
 def _line_breaks(tokens: Tokens) -> int:

@@ -1,11 +1,17 @@
 """Stand-ins for what is slow or far away."""
 
+import hashlib
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
+import numpy as np
 from pydantic import BaseModel
 
+from clh.icd.tabular import CodeSystem, Entry, Heading
 from clh.llm import Messages, Reply, SchemaT
+from clh.retrieval.lexical import content_words
+from clh.retrieval.towers import Vectors
 
 
 class QueuedModel:
@@ -47,3 +53,130 @@ class QueuedModel:
         if any(len(row) != len(options) for row in rows):
             raise AssertionError(f"a queued row does not fit the options {list(options)}")
         return rows
+
+
+class ToyTower:
+    """A tower without weights: texts lie as close as they share content words."""
+
+    id = "toy@00000000"
+    dimensions = 384
+
+    def encode(
+        self, texts: Sequence[str], progress: Callable[[int], None] | None = None
+    ) -> Vectors:
+        """See `clh.retrieval.towers.Tower.encode`; texts without content share a direction."""
+        vectors = np.zeros((len(texts), self.dimensions), dtype=np.float32)
+        for row, text in enumerate(texts):
+            vectors[row] = sum(map(self._direction, sorted(content_words(text)) or [""]))
+            vectors[row] /= np.linalg.norm(vectors[row])
+        if progress is not None and texts:
+            progress(len(texts))
+        return vectors
+
+    def _direction(self, word: str) -> Vectors:
+        seed = int.from_bytes(hashlib.sha256(word.encode()).digest()[:8])
+        return np.random.default_rng(seed).standard_normal(self.dimensions, dtype=np.float32)
+
+
+_CHAPTERS = {
+    "E": Heading("4", "Endocrine, nutritional and metabolic diseases"),
+    "I": Heading("9", "Diseases of the circulatory system"),
+    "J": Heading("10", "Diseases of the respiratory system"),
+    "M": Heading("13", "Diseases of the musculoskeletal system and connective tissue"),
+    "R": Heading("18", "Symptoms, signs and abnormal clinical and laboratory findings"),
+    "S": Heading("19", "Injury, poisoning and certain other consequences of external causes"),
+    "Z": Heading("21", "Factors influencing health status and contact with health services"),
+}
+_BLOCKS = {
+    "E11": Heading("E08-E13", "Diabetes mellitus"),
+    "I10": Heading("I10-I1A", "Hypertensive diseases"),
+    "I50": Heading("I30-I5A", "Other forms of heart disease"),
+    "J18": Heading("J09-J18", "Influenza and pneumonia"),
+    "M25": Heading("M20-M25", "Other joint disorders"),
+    "R05": Heading("R00-R09", "Symptoms of the circulatory and respiratory systems"),
+    "R07": Heading("R00-R09", "Symptoms of the circulatory and respiratory systems"),
+    "S83": Heading("S80-S89", "Injuries to the knee and lower leg"),
+    "Z80": Heading("Z77-Z99", "Family and personal history"),
+    "Z85": Heading("Z77-Z99", "Family and personal history"),
+}
+_TITLES = {
+    "E11": "Type 2 diabetes mellitus",
+    "E11.6": "Type 2 diabetes mellitus with other specified complications",
+    "E11.65": "Type 2 diabetes mellitus with hyperglycemia",
+    "E11.9": "Type 2 diabetes mellitus without complications",
+    "I10": "Essential (primary) hypertension",
+    "I50": "Heart failure",
+    "I50.2": "Systolic (congestive) heart failure",
+    "I50.20": "Unspecified systolic (congestive) heart failure",
+    "I50.21": "Acute systolic (congestive) heart failure",
+    "I50.22": "Chronic systolic (congestive) heart failure",
+    "I50.9": "Heart failure, unspecified",
+    "J18": "Pneumonia, unspecified organism",
+    "J18.9": "Pneumonia, unspecified organism",
+    "M25": "Other joint disorder, not elsewhere classified",
+    "M25.5": "Pain in joint",
+    "M25.56": "Pain in knee",
+    "M25.561": "Pain in right knee",
+    "M25.562": "Pain in left knee",
+    "M25.569": "Pain in unspecified knee",
+    "R05": "Cough",
+    "R05.1": "Acute cough",
+    "R05.9": "Cough, unspecified",
+    "R07": "Pain in throat and chest",
+    "R07.0": "Pain in throat",
+    "R07.9": "Chest pain, unspecified",
+    "S83": "Dislocation and sprain of joints and ligaments of knee",
+    "S83.4": "Sprain of collateral ligament of knee",
+    "S83.41": "Sprain of medial collateral ligament of knee",
+    "S83.411": "Sprain of medial collateral ligament of right knee",
+    "S83.412": "Sprain of medial collateral ligament of left knee",
+    "S83.419": "Sprain of medial collateral ligament of unspecified knee",
+    "Z80": "Family history of primary malignant neoplasm",
+    "Z80.3": "Family history of malignant neoplasm of breast",
+    "Z80.9": "Family history of malignant neoplasm, unspecified",
+    "Z85": "Personal history of malignant neoplasm",
+    "Z85.3": "Personal history of malignant neoplasm of breast",
+    "Z85.9": "Personal history of malignant neoplasm, unspecified",
+}
+_NOTES: dict[str, dict[str, Any]] = {
+    "E11": {
+        "includes": ("diabetes NOS",),
+        "excludes1": ("gestational diabetes (O24.4-)",),
+        "use_additional_code": ("insulin (Z79.4)",),
+    },
+    "I10": {
+        "includes": (
+            "high blood pressure",
+            "hypertension (arterial) (benign) (essential) (malignant) (primary) (systemic)",
+        ),
+    },
+    "I50.2": {"inclusion_terms": ("Heart failure with reduced ejection fraction [HFrEF]",)},
+    "I50.9": {"inclusion_terms": ("Congestive heart disease", "Congestive heart failure NOS")},
+    "R05": {"excludes1": ("smoker's cough (J41.0)",)},
+    "S83.41": {"inclusion_terms": ("Sprain of tibial collateral ligament",)},
+}
+_ENCOUNTERS = {"A": "initial encounter", "D": "subsequent encounter", "S": "sequela"}
+
+
+def toy_system() -> CodeSystem:
+    """Ten categories in the book's words: with a side, with a 7th character, with a default."""
+
+    def entry(code: str, title: str) -> Entry:
+        parent = code[:-1].rstrip(".") if len(code) > len("I10") else None
+        injury = code.startswith("S") and len(code) <= len("S83.411")
+        return Entry(
+            code=code,
+            title=title,
+            parent=parent,
+            chapter=_CHAPTERS[code[0]],
+            block=_BLOCKS[code[:3]],
+            seventh_characters=_ENCOUNTERS if injury else {},
+            **_NOTES.get(code, {}),
+        )
+
+    entries: list[Entry] = []
+    for code, title in _TITLES.items():
+        entries.append(entry(code, title))
+        if len(code) == len("S83.411") and code.startswith("S"):
+            entries += [entry(code + end, f"{title}, {said}") for end, said in _ENCOUNTERS.items()]
+    return CodeSystem("toy", entries)

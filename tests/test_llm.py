@@ -3,6 +3,7 @@
 import asyncio
 import json
 import math
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -16,6 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
+from clh.config import Settings
 from clh.errors import InputError, ModelError, ReplyError, ServerError
 from clh.llm import LangChainModel, LanguageModel, LocalModel, Message, Messages, connect
 from tests.fakes import QueuedModel
@@ -93,7 +95,9 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny(tiny_folder: Path) -> LocalModel:
-    return LocalModel(str(tiny_folder), max_tokens=200, batch_size=2, dtype=torch.float32)
+    return LocalModel(
+        str(tiny_folder), tiny_folder, max_tokens=200, batch_size=2, dtype=torch.float32
+    )
 
 
 def naive_probabilities(
@@ -136,7 +140,7 @@ async def test_chat_closes_its_json_when_out_of_tokens(
         chapters: list[str] = Field(min_length=2)
         year: int
 
-    model = LocalModel(str(tiny_folder), max_tokens=30)
+    model = LocalModel(str(tiny_folder), tiny_folder, max_tokens=30)
 
     reply = await model.chat(user(NOTE), Essay)
 
@@ -271,7 +275,15 @@ async def test_a_schema_without_a_grammar(tiny: LocalModel) -> None:
 def test_a_folder_that_is_no_chat_model(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"")
     with pytest.raises(ModelError, match="cannot load a language model from"):
-        LocalModel(str(tmp_path))
+        LocalModel(str(tmp_path), tmp_path)
+
+
+def test_weights_that_are_cut_short(tiny_folder: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_folder, tmp_path / "cut")
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    with pytest.raises(ModelError, match="cannot load a language model from"):
+        LocalModel(str(folder), tmp_path)
 
 
 # --- behind a server ----------------------------------------------------------------------------
@@ -403,7 +415,7 @@ async def test_server_errors_say_what_to_do(server: Server, answer: Answer, mess
 @pytest.mark.asyncio
 async def test_no_server(server: Server) -> None:
     server.close()
-    with pytest.raises(ServerError, match=r"start it with `clh serve` or set llm.base_url"):
+    with pytest.raises(ServerError, match=r"start vLLM there, or set llm.base_url"):
         await connect(server.url, "smol", retries=0).chat(user(NOTE), Terms)
 
 
@@ -494,7 +506,7 @@ async def test_queued_model() -> None:
 
 @pytest.fixture(scope="session")
 def smollm2() -> LocalModel:
-    return LocalModel(dtype=torch.float32)
+    return LocalModel("SmolLM2-135M-Instruct", Settings.load().cache_dir, dtype=torch.float32)
 
 
 @pytest.mark.integration

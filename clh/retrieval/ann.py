@@ -4,15 +4,15 @@ import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import faiss
 import numpy as np
 
 from clh import models
-from clh.cache import build_once, sha256
+from clh.cache import build_once
 from clh.config import Settings
-from clh.errors import InputError, ModelError
+from clh.errors import ModelError
 from clh.icd.index import read_index
 from clh.icd.tabular import CodeSystem
 from clh.retrieval.lexical import searchable
@@ -72,7 +72,7 @@ class CodeIndex:
             pairs = [
                 (code, text) for code, text in json.loads((folder / _TEXTS).read_text("utf-8"))
             ]
-        except (OSError, RuntimeError, ValueError) as error:
+        except (OSError, RuntimeError, TypeError, ValueError) as error:
             raise ModelError(
                 f"the index in {folder} cannot be read: run `clh index build --force`"
             ) from error
@@ -86,6 +86,12 @@ class CodeIndex:
     def texts(self) -> list[str]:
         """The texts, one for each vector."""
         return [text for _, text in self._pairs]
+
+    def vectors(self) -> Vectors:
+        """All vectors at full dimensions, in the order of the texts: for exact search."""
+        refined: Any = faiss.downcast_index(self._index)
+        stored = faiss.downcast_index(refined.refine_index)
+        return np.array(stored.reconstruct_n(0, len(self)), dtype=np.float32)
 
     def nearest(self, queries: Vectors, k: int, shortlist: int) -> list[list[Hit]]:
         """For each query the `k` nearest texts, best first, out of a shortlist rescored in full."""
@@ -114,10 +120,9 @@ def open_index(
     `progress` is called with the texts embedded so far and their total. Raises ModelError for a
     damaged cache, InputError for an Alphabetic Index file that is none.
     """
+    pairs = texts_to_search(settings, system)
 
     def build(partial: Path) -> None:
-        terms = (term for file in settings.index_files for term in read_index(file))
-        pairs = searchable(system, terms)
         texts = sorted({text for _, text in pairs})
         tower = load_tower(settings.towers.code, settings)
         done = 0
@@ -133,17 +138,20 @@ def open_index(
         each = vectors[[rows[text] for _, text in pairs]]
         CodeIndex.build(pairs, each, settings.locate.coarse_dim).save(partial)
 
-    return CodeIndex.load(build_once(index_folder(settings, system), build, rebuild=rebuild))
+    folder = index_folder(settings, system, pairs)
+    return CodeIndex.load(build_once(folder, build, rebuild=rebuild))
 
 
-def index_folder(settings: Settings, system: CodeSystem) -> Path:
-    """Where the cache keeps the index of the release under the code tower."""
+def texts_to_search(settings: Settings, system: CodeSystem) -> list[tuple[str, str]]:
+    """(code, text) of all that is indexed: the Tabular List, and index files if there are any."""
+    terms = (term for file in settings.index_files for term in read_index(file))
+    return searchable(system, terms)
+
+
+def index_folder(settings: Settings, system: CodeSystem, pairs: list[tuple[str, str]]) -> Path:
+    """Where the cache keeps the index of these texts under the code tower."""
     tower = settings.towers.code
     tower_id = models.model_id(tower, models.resolve(tower, settings.cache_dir))
-    try:
-        sources = [sha256(file) for file in settings.index_files]
-    except OSError as error:
-        raise InputError(f"index_files: {error.filename} cannot be read") from error
-    built_from = json.dumps([_FORMAT, settings.locate.coarse_dim, sources])
+    built_from = json.dumps([_FORMAT, settings.locate.coarse_dim, pairs])
     key = hashlib.sha256(built_from.encode()).hexdigest()[:8]
     return settings.cache_dir / f"index-{system.release}-{tower_id.replace('/', '--')}-{key}"

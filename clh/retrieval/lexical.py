@@ -15,7 +15,9 @@ from clh.icd.tabular import CodeSystem
 
 # The book's own words for "nothing more is known": a plain mention means just that.
 _UNSAID = re.compile(
-    r",?\s*\b(?:unspecified|NOS|NEC|not elsewhere classified|not otherwise specified)\b,?",
+    r",\s*unspecified (?:organism|site|severity|cause|type|depth|stage|degree|level|whether|as to)"
+    r"\b[^,]*|,[^,]*\bnot specified\b"
+    r"|,?\s*\b(?:unspecified|NOS|NEC|not elsewhere classified|not otherwise specified)\b",
     re.IGNORECASE,
 )
 _NONESSENTIAL = re.compile(r"\s*\([^)]*\)")
@@ -68,7 +70,7 @@ _FUNCTION_WORDS = frozenset(
 
 
 def plain(text: str) -> str:
-    """A title or term as a clinician would write it.
+    """A title or term as a clinician would write it: "Pneumonia", for an unspecified organism's.
 
     Nonessential modifiers, "hypertension (arterial) (benign)", and words such as "unspecified" and
     "NOS" are left out: by the conventions of the book (guidelines I.A.6 and I.A.7) a mention
@@ -94,8 +96,9 @@ def searchable(system: CodeSystem, index: Iterable[IndexTerm] = ()) -> list[tupl
 
 
 def expand(text: str) -> str:
-    """The text with its abbreviations written out."""
-    return _WORD.sub(lambda word: _abbreviations().get(word[0].lower(), word[0]), text)
+    """The text in the code book's words: "HTN" is hypertension, "cancer" malignant neoplasm."""
+    pattern, synonyms = _synonyms()
+    return pattern.sub(lambda found: synonyms[found[0].lower()], text)
 
 
 @lru_cache(maxsize=200_000)
@@ -120,17 +123,21 @@ class Lexicon:
         Words weigh by their inverse document frequency; a text without content is not covered.
         """
         words, held = content_words(text), content_words(by)
-        total = sum(map(self._weight, words))
-        return sum(map(self._weight, words & held)) / total if total else 0.0
+        # Exact sums: a set has no order, and plain ones would differ from run to run.
+        total = math.fsum(map(self._weight, words))
+        return math.fsum(map(self._weight, words & held)) / total if total else 0.0
 
     def _weight(self, word: str) -> float:
         return math.log((1 + self._texts) / (1 + self._holding[word]))
 
 
 @cache
-def _abbreviations() -> dict[str, str]:
-    file = files("clh.retrieval") / "abbreviations.toml"
-    return tomllib.loads(file.read_text(encoding="utf-8"))
+def _synonyms() -> tuple[re.Pattern[str], dict[str, str]]:
+    file = files("clh.retrieval") / "synonyms.toml"
+    synonyms = tomllib.loads(file.read_text(encoding="utf-8"))
+    longest_first = sorted(synonyms, key=len, reverse=True)
+    pattern = "|".join(map(re.escape, longest_first))
+    return re.compile(rf"\b(?:{pattern})\b", re.IGNORECASE), synonyms
 
 
 @cache

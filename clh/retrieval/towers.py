@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from clh import models
 from clh.config import Settings
+from clh.errors import ModelError
 
 Vectors = NDArray[np.float32]
 
@@ -35,14 +36,20 @@ class TextTower:
     """A Hugging Face encoder, mean-pooled over its tokens; bfloat16 where the processor has it."""
 
     def __init__(self, folder: Path, id: str, max_tokens: int, batch: int) -> None:
-        """Load the weights in `folder`; nothing is downloaded."""
+        """Load the weights in `folder`, offline; ModelError if they are no encoder."""
+        from safetensors import SafetensorError
         from transformers import AutoModel, AutoTokenizer
 
+        models.silence_bars()
         self.id = id
-        self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        self._model = AutoModel.from_pretrained(
-            folder, dtype=models.fast_dtype(), local_files_only=True
-        ).eval()
+        try:
+            self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            self._model = AutoModel.from_pretrained(
+                folder, dtype=models.fast_dtype(), local_files_only=True
+            ).eval()
+        except (OSError, ValueError, SafetensorError) as error:
+            reason = str(error).partition("\n")[0]
+            raise ModelError(f"cannot load an encoder from {folder}: {reason}") from error
         self._max_tokens = max_tokens
         self._batch = batch
 

@@ -1,0 +1,1 @@
+"""Weights that CLH ships, each in a folder with a model card."""

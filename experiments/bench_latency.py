@@ -1,0 +1,114 @@
+"""How long a note and a search take on this machine.
+
+    python experiments/bench_latency.py [--note FILE] [--runs N]
+
+Prints a table: commands as whole processes, a warm note by agent, and searches coarse-to-fine beside
+exact ones in the same run. Times are medians of the runs, p95 where it says so.
+"""
+
+import argparse
+import asyncio
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--note", type=Path, default=Path("data/sample/visit.txt"))
+    parser.add_argument("--runs", type=int, default=5)
+    arguments = parser.parse_args()
+
+    import faiss
+    import numpy as np
+    import torch
+    from rich.console import Console
+    from rich.table import Table
+
+    from agents.code import code
+    from agents.context import Context
+    from clh.config import Settings
+    from clh.icd.tabular import load_tabular
+    from clh.notes import read_note
+    from clh.retrieval.ann import open_index
+
+    table = Table(title=f"{torch.get_num_threads()} threads, {arguments.runs} runs")
+    table.add_column("what")
+    table.add_column("median", justify="right")
+    table.add_column("p95", justify="right")
+
+    def row(what: str, seconds: list[float]) -> None:
+        ordered = sorted(seconds)
+        p95 = ordered[min(len(ordered) - 1, int(0.95 * len(ordered)))]
+        table.add_row(what, _show(statistics.median(ordered)), _show(p95))
+
+    with tempfile.TemporaryDirectory() as data_dir:
+        settings = Settings.load(data_dir=data_dir)
+        system = load_tabular()
+        index = open_index(settings, system)  # set-up, which is not measured
+
+        clh = [sys.executable, "-c", "from clh.cli import main; main()"]
+        note = str(arguments.note)
+        row("clh --help", _times(arguments.runs, lambda: _run([*clh, "--help"])))
+        row("clh code, cold", _times(arguments.runs, lambda: _run([*clh, "code", note])))
+
+        context = Context.load(settings, index)
+        given, _ = read_note(arguments.note, settings.note_bytes)
+        timings = [asyncio.run(code(given, context)).timings for _ in range(arguments.runs + 1)]
+        words = len(given.text.split())
+        warm = timings[1:]
+        row(f"a note of {words} words, warm", [sum(one.values()) for one in warm])
+        for agent in warm[0]:
+            row(f"  {agent}", [one[agent] for one in warm])
+
+    queries = [term for term in index.texts[:: len(index) // 200] if term][:200]
+    vectors = context.tower.encode(queries)
+    exact = faiss.IndexFlatIP(vectors.shape[1])
+    exact.add(index.vectors())
+    k, shortlist = settings.locate.candidates, settings.locate.shortlist
+
+    def search(query: str) -> None:
+        index.nearest(context.tower.encode([query]), k, shortlist)
+
+    row("search: embed and find", [_time(lambda q=q: search(q)) for q in queries])
+    coarse = [_time(lambda v=v: index.nearest(v[None], k, shortlist)) for v in vectors]
+    row("  find, coarse to fine", coarse)
+    row("  find, exact", [_time(lambda v=v: exact.search(v[None], k)) for v in vectors])
+    _, right = exact.search(vectors, k)
+    texts = np.array(index.texts)
+    found = index.nearest(vectors, k, shortlist)
+    kept = np.mean(
+        [
+            len({hit.text for hit in hits} & set(texts[row])) / len(set(texts[row]))
+            for hits, row in zip(found, right, strict=True)
+        ]
+    )
+    Console().print(table)
+    print(f"coarse-to-fine finds {kept:.1%} of the exact {k} nearest texts, {len(index):,} texts")
+
+
+def _times(runs: int, work: Callable[[], object]) -> list[float]:
+    return [_time(work) for _ in range(runs)]
+
+
+def _time(work: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def _run(command: list[str]) -> None:
+    subprocess.run(command, check=True, capture_output=True)
+
+
+def _show(seconds: float) -> str:
+    return f"{seconds:.2f} s" if seconds >= 0.1 else f"{seconds * 1000:.2f} ms"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,199 @@
+"""Assign: what counts, what is said in most detail, what is complete, in which order."""
+
+from typing import Any
+
+import pytest
+
+from agents.assign import assign
+from clh.schema import Note, Status, Verdict
+from tests.agents.steps import step, term
+from tests.conftest import MakeContext
+from tests.fakes import QueuedModel
+
+Said = tuple[str, Status, str, float]  # the quote, its status, the code, its probability
+NOTE = Note(
+    id="n",
+    text="Cough, diabetes, heart failure, hypertension, breast cancer, bad heart, knee sprain.",
+)
+
+
+async def assigned(context: MakeContext, *said: Said, **settings: Any) -> dict[str, Any]:
+    terms = [term(NOTE, quote, status) for quote, status, _, _ in said]
+    verdicts = [
+        Verdict(term=position, code=code, probability=p, rationale=f"about {code}")
+        for position, (_, _, code, p) in enumerate(said)
+    ]
+    return await step(assign, context(**settings), NOTE, terms=terms, verdicts=verdicts)
+
+
+def codes(added: dict[str, Any]) -> list[str]:
+    assert [one.sequence for one in added["codes"]] == [*range(1, len(added["codes"]) + 1)]
+    return [one.code for one in added["codes"]]
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "policy", "counts"),
+    [
+        ("affirmed", "I50.9", "encounter", True),
+        ("negated", "I50.9", "encounter", False),
+        ("uncertain", "I50.9", "encounter", False),
+        ("historical", "I50.9", "encounter", False),
+        ("family", "I50.9", "encounter", False),
+        ("historical", "Z85.3", "encounter", True),
+        ("family", "Z80.3", "encounter", True),
+        ("historical", "Z80.3", "encounter", False),  # somebody else's
+        ("family", "Z85.3", "encounter", False),
+        ("negated", "Z85.3", "encounter", False),
+        *((status, "I50.9", "mention", True) for status in ("affirmed", "negated", "historical")),
+        *((status, "I50.9", "mention", True) for status in ("family", "uncertain")),
+    ],
+)
+async def test_what_a_policy_counts(
+    context: MakeContext, status: Status, code: str, policy: str, counts: bool
+) -> None:
+    added = await assigned(context, ("heart failure", status, code, 0.9), policy=policy)
+    assert codes(added) == ([code] if counts else [])
+    reasons = added["audit"]["dropped"]
+    assert bool(reasons) != counts
+    assert all(reason.startswith(f"{code}: {status}") for reason in reasons)
+
+
+async def test_a_code_has_all_its_evidence_and_its_best_verdict(context: MakeContext) -> None:
+    [one] = (
+        await assigned(
+            context,
+            ("heart failure", "affirmed", "I50.9", 0.6),
+            ("bad heart", "affirmed", "I50.9", 0.8),
+            ("Cough", "negated", "I50.9", 0.9),
+        )
+    )["codes"]
+    assert [span.text for span in one.evidence] == ["heart failure", "bad heart"]
+    assert (one.confidence, one.rationale) == (0.8, "about I50.9")
+    assert one.description == "Heart failure, unspecified"
+
+
+async def test_a_term_gives_its_best_code_if_that_reaches_the_threshold(
+    context: MakeContext,
+) -> None:
+    terms = [term(NOTE, "heart failure"), term(NOTE, "Cough")]
+    verdicts = [
+        Verdict(term=position, code=code, probability=p, rationale="")
+        for position, code, p in [
+            (0, "I50.22", 0.6),
+            (0, "I50.21", 0.7),
+            (0, "I50.9", 0.65),
+            (1, "R05.9", 0.49),
+        ]
+    ]
+    toy = context(assign={"threshold": 0.5})
+    assert codes(await step(assign, toy, NOTE, terms=terms, verdicts=verdicts)) == ["I50.21"]
+
+
+async def test_a_history_gets_its_history_code_though_the_disease_lay_closer(
+    context: MakeContext,
+) -> None:
+    terms = [term(NOTE, "breast cancer", "historical")]
+    verdicts = [
+        Verdict(term=0, code=code, probability=p, rationale="")
+        for code, p in [("I50.9", 0.9), ("Z85.3", 0.6)]
+    ]
+    added = await step(assign, context(), NOTE, terms=terms, verdicts=verdicts)
+    assert codes(added) == ["Z85.3"]
+
+
+@pytest.mark.parametrize(
+    ("given", "kept", "why"),
+    [
+        (["E11.9", "E11.65"], ["E11.65"], "E11.9: E11.65 is more specific"),
+        (["I50.9", "I50.22"], ["I50.22"], "I50.9: I50.22 is more specific"),
+        (["I50", "I50.9"], ["I50.9"], "I50: I50.9 is more specific"),
+        (["M25.569", "M25.562"], ["M25.562"], "M25.569: M25.562 is more specific"),
+        (["M25.561", "M25.562"], ["M25.561", "M25.562"], None),  # both knees
+        (["I50.21", "I50.22"], ["I50.21", "I50.22"], None),
+        (["I50.9", "I10"], ["I50.9", "I10"], None),
+    ],
+)
+@pytest.mark.parametrize("order", [1, -1])
+async def test_the_most_specific_code_wins(
+    context: MakeContext, given: list[str], kept: list[str], why: str | None, order: int
+) -> None:
+    said: list[Said] = [
+        (quote, "affirmed", code, 0.9)
+        for quote, code in zip(["heart failure", "hypertension"], given[::order], strict=True)
+    ]
+    added = await assigned(context, *said)
+    assert sorted(codes(added)) == sorted(kept)
+    assert added["audit"]["dropped"] == ([why] if why else [])
+
+
+@pytest.mark.parametrize(
+    ("given", "complete"), [("S83.411", "S83.411A"), ("S83.419", "S83.419A")]
+)
+async def test_a_7th_character_is_assumed_and_says_so(
+    context: MakeContext, given: str, complete: str
+) -> None:
+    added = await assigned(context, ("knee sprain", "affirmed", given, 0.9))
+    assert codes(added) == [complete]
+    [one], [warning] = added["codes"], added["warnings"]
+    assert one.flags == ("seventh_character_assumed",)
+    assert one.description.endswith(", initial encounter")
+    assert (warning.rule, warning.codes) == ("seventh_character", (complete,))
+    assert "initial encounter" in warning.message
+
+
+async def test_a_7th_character_that_the_code_has_is_left_alone(context: MakeContext) -> None:
+    added = await assigned(context, ("knee sprain", "affirmed", "S83.411D", 0.9))
+    assert codes(added) == ["S83.411D"]
+    assert (added["codes"][0].flags, added["warnings"]) == ((), [])
+
+
+@pytest.mark.parametrize("category", ["Z80", "M25.5", "S83"])
+async def test_what_cannot_be_billed_is_left_out_with_a_reason(
+    context: MakeContext, category: str
+) -> None:
+    added = await assigned(
+        context, ("hypertension", "affirmed", "I10", 0.9), ("Cough", "affirmed", category, 0.9)
+    )
+    assert codes(added) == ["I10"]
+    [reason] = added["audit"]["dropped"]
+    assert reason.startswith(f"{category}: not billable")
+
+
+DISEASE_SYMPTOM_FACTOR: list[Said] = [
+    ("breast cancer", "historical", "Z85.3", 0.99),
+    ("Cough", "affirmed", "R05.9", 0.95),
+    ("diabetes", "affirmed", "E11.9", 0.6),
+    ("hypertension", "affirmed", "I10", 0.7),
+]
+
+
+async def test_diseases_come_before_symptoms_before_factors(context: MakeContext) -> None:
+    added = await assigned(context, *DISEASE_SYMPTOM_FACTOR)
+    assert codes(added) == ["I10", "E11.9", "R05.9", "Z85.3"]
+
+
+async def test_what_is_named_more_often_comes_first(context: MakeContext) -> None:
+    more = ("heart failure", "affirmed", "E11.9", 0.6)
+    added = await assigned(context, *DISEASE_SYMPTOM_FACTOR, more)
+    assert codes(added) == ["E11.9", "I10", "R05.9", "Z85.3"]
+
+
+async def test_the_language_model_picks_the_first_listed_code(context: MakeContext) -> None:
+    model = QueuedModel(probabilities=[(0.1, 0.2, 0.6, 0.1)])
+    llm = {"llm": model, "assign": {"source": "llm"}}
+    added = await assigned(context, *DISEASE_SYMPTOM_FACTOR, **llm)
+    assert codes(added) == ["R05.9", "I10", "E11.9", "Z85.3"]
+    [[_, question]] = model.choices
+    assert "1. Essential (primary) hypertension (named 1 times)" in question["content"]
+    assert "3. Cough, unspecified" in question["content"]
+
+
+async def test_the_language_model_is_not_asked_to_choose_from_one(context: MakeContext) -> None:
+    llm = {"llm": QueuedModel(), "assign": {"source": "llm"}}
+    added = await assigned(context, ("Cough", "affirmed", "R05.9", 0.9), **llm)
+    assert (codes(added), added["errors"]) == (["R05.9"], [])
+
+
+async def test_nothing_supported_nothing_assigned(context: MakeContext) -> None:
+    added = await assigned(context)
+    assert (added["codes"], added["warnings"], added["errors"]) == ([], [], [])

@@ -1,0 +1,134 @@
+"""Verify: probabilities, fitted or asked for."""
+
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agents.context import Verifier
+from agents.verify import features, probability, verify
+from clh.errors import ModelError
+from clh.llm import Messages
+from clh.retrieval.lexical import Lexicon
+from clh.schema import Candidate, Note
+from tests.agents.steps import candidate, step, term
+from tests.conftest import MakeContext
+from tests.fakes import QueuedModel
+
+NOTE = Note(id="n", text="He has heart failure & <b>pain</b> in his right knee.")
+TITLES = st.text() | st.sampled_from(["Heart failure", "Other heart failure", "pain in right knee"])
+LEXICON = Lexicon(["heart failure", "systolic heart failure", "pain in right knee"])
+
+
+@given(
+    lead_term=TITLES.filter(bool),
+    found=st.lists(st.tuples(TITLES, TITLES, st.floats(0, 1)), min_size=1),
+)
+def test_features_lie_within_0_and_1(
+    lead_term: str, found: list[tuple[str, str, float]]
+) -> None:
+    candidates = [
+        Candidate(code="I50.9", title=title, matched=matched, score=score)
+        for title, matched, score in found
+    ]
+    measured = features(term(NOTE, "heart failure", lead_term=lead_term), candidates, LEXICON)
+    assert len(measured) == len(candidates)
+    assert all(0 <= value <= 1 for row in measured for value in row.values())
+
+
+SHARE = st.floats(0, 1)
+
+
+@given(weight=st.floats(0, 50), intercept=st.floats(-50, 50), low=SHARE, high=SHARE, other=SHARE)
+def test_probability_rises_with_what_speaks_for_a_code(
+    weight: float, intercept: float, low: float, high: float, other: float
+) -> None:
+    low, high = sorted((low, high))
+    verifier = Verifier("any", intercept, {"for": weight, "other": -1.0})
+    less = probability(verifier, {"for": low, "other": other})
+    more = probability(verifier, {"for": high, "other": other})
+    assert 0 <= less <= more <= 1
+
+
+def test_the_shipped_verifier_knows_every_feature_and_prefers_the_same_words(
+    context: MakeContext,
+) -> None:
+    toy = context()
+    shipped = Verifier.load(toy.settings.verify.weights)
+    heart = term(NOTE, "heart failure")
+    same = candidate(toy, "I50.9", matched="heart failure")
+    apart = candidate(toy, "M25.561", score=0.3)
+    first, second = features(heart, [same, apart], toy.lexicon)
+    assert set(shipped.coefficients) == set(first)
+    assert probability(shipped, first) > probability(shipped, second)
+
+
+def test_a_verifier_that_is_not_there() -> None:
+    with pytest.raises(ModelError, match=r"verifier 'none'.*set verify\.weights"):
+        Verifier.load("none")
+
+
+async def test_every_candidate_of_every_term_gets_a_verdict(context: MakeContext) -> None:
+    toy = context()
+    terms = [term(NOTE, "heart failure"), term(NOTE, "right knee")]
+    candidates = [
+        [candidate(toy, "I50.9", 0.9), candidate(toy, "I50.21", 0.7)],
+        [candidate(toy, "M25.561", 0.8)],
+    ]
+    verdicts = (await step(verify, toy, NOTE, terms=terms, candidates=candidates))["verdicts"]
+    assert [(verdict.term, verdict.code) for verdict in verdicts] == [
+        (0, "I50.9"),
+        (0, "I50.21"),
+        (1, "M25.561"),
+    ]
+    assert verdicts[0].probability > verdicts[1].probability
+
+
+class Listening(QueuedModel):
+    """Remembers how it was asked."""
+
+    def __init__(self, probabilities: list[tuple[float, float]]) -> None:
+        super().__init__(probabilities=probabilities)
+        self.asked: list[tuple[int, tuple[str, ...]]] = []
+
+    async def choose(
+        self, conversations: Sequence[Messages], options: Sequence[str]
+    ) -> list[list[float]]:
+        self.asked.append((len(conversations), tuple(options)))
+        return await super().choose(conversations, options)
+
+
+async def test_the_language_model_is_asked_yes_or_no_once_for_each_term(
+    context: MakeContext,
+) -> None:
+    model = Listening([(0.9, 0.1), (0.2, 0.8), (0.6, 0.4)])
+    toy = context(model, verify={"source": "llm", "llm_candidates": 2})
+    terms = [term(NOTE, "heart failure", "uncertain"), term(NOTE, "right knee")]
+    candidates = [
+        [candidate(toy, "I50.9"), candidate(toy, "I50.21"), candidate(toy, "I50.22")],
+        [candidate(toy, "E11.9")],
+    ]
+    added = await step(verify, toy, NOTE, terms=terms, candidates=candidates)
+    assert model.asked == [(2, ("yes", "no")), (1, ("yes", "no"))]
+    assert [(v.term, v.code, v.probability) for v in added["verdicts"]] == [
+        (0, "I50.9", 0.9),
+        (0, "I50.21", 0.2),
+        (1, "E11.9", 0.6),
+    ]
+    questions = ["".join(turn["content"] for turn in turns) for turns in model.choices]
+    # What the questions about a term share comes first, so that it is computed once.
+    before, of_first = questions[0].split("I50.9", 1)
+    assert questions[1].startswith(before)
+    assert NOTE.text in before
+    assert "heart failure (uncertain)" in before
+    assert "Congestive heart failure NOS" in of_first  # an inclusion term
+    assert "gestational diabetes (O24.4-)" not in questions[2]  # that is said of E11, not E11.9
+
+
+async def test_a_model_that_fails_is_an_error_and_no_verdict(context: MakeContext) -> None:
+    toy = context(QueuedModel(), verify={"source": "llm"})
+    state = {"terms": [term(NOTE, "heart failure")], "candidates": [[candidate(toy, "I50.9")]]}
+    added = await step(verify, toy, NOTE, **state)
+    assert "verdicts" not in added
+    assert [error.agent for error in added["errors"]] == ["verify"]

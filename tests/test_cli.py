@@ -1,0 +1,459 @@
+"""The command line as a user meets it: what it prints where, and with which exit code."""
+
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jsonschema
+import pytest
+
+import clh
+from agents.analyze import Quoted, Reply
+from agents.context import Context
+from clh import cli
+from clh.config import Settings
+from clh.icd.tabular import load_tabular
+from clh.llm import LanguageModel
+from clh.retrieval.ann import index_folder, texts_to_search
+from tests.conftest import make_context
+from tests.fakes import QueuedModel
+
+ROOT = Path(__file__).parents[1]
+SAMPLE = ROOT / "data" / "sample" / "visit.txt"
+NOTE = "HPI: high blood pressure, cough. No heart failure.\n"
+
+
+class Done(NamedTuple):
+    """What a finished command left."""
+
+    code: int
+    out: str
+    err: str
+
+    def complaint(self) -> str:
+        """The one line on stderr, of a command that printed nothing else."""
+        assert self.out == ""
+        return self.only_line()
+
+    def only_line(self) -> str:
+        lines = [line for line in self.err.splitlines() if line.strip()]
+        assert len(lines) == 1
+        assert "Traceback" not in self.err
+        assert lines[0].startswith("clh: ")
+        return lines[0]
+
+
+Run = Callable[..., Done]
+
+
+@pytest.fixture
+def run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Run:
+    """Runs `clh` in this process, with a data directory of its own."""
+    monkeypatch.setenv("CLH_DATA_DIR", str(tmp_path / "data"))
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*arguments: object, stdin: bytes | None = b"") -> Done:
+        monkeypatch.setattr(sys, "argv", ["clh", *map(str, arguments)])
+        # Python has None for a standard input that is closed.
+        piped = None if stdin is None else io.TextIOWrapper(io.BytesIO(stdin))
+        monkeypatch.setattr(sys, "stdin", piped)
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        return Done(int(stopped.value.code or 0), *capsys.readouterr())
+
+    return run
+
+
+Fake = Callable[..., None]
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> Fake:
+    """Has commands run on fakes, with the settings that they were given."""
+
+    def fake(llm: LanguageModel | None = None) -> None:
+        def load(settings: Settings) -> Context:
+            toy = make_context(settings.data_dir, llm, audit=settings.audit.model_dump())
+            return replace(toy, settings=settings)
+
+        monkeypatch.setattr(cli, "_load", load)
+
+    return fake
+
+
+@pytest.fixture
+def real(monkeypatch: pytest.MonkeyPatch, real_context: Context) -> None:
+    """Has commands run on the real models, loaded once for all tests."""
+    monkeypatch.setattr(cli, "_load", lambda settings: replace(real_context, settings=settings))
+
+
+@pytest.fixture
+def note(tmp_path: Path) -> Path:
+    file = tmp_path / "note.txt"
+    file.write_text(NOTE)
+    return file
+
+
+def code_of(json_text: str) -> list[str]:
+    return [one["code"] for one in json.loads(json_text)["codes"]]
+
+
+def assert_coded(json_text: str, note: str, schema: dict[str, Any]) -> dict[str, Any]:
+    """The one JSON object that the text is, found valid."""
+    coded: dict[str, Any] = json.loads(json_text)
+    jsonschema.validate(coded, schema)
+    for one in coded["codes"]:
+        for span in one["evidence"]:
+            assert note[span["start"] : span["end"]] == span["text"]
+    return coded
+
+
+# --- code ----------------------------------------------------------------------------------------
+
+
+def test_json_is_one_object_as_the_schema_says(run: Run, fake: Fake, note: Path) -> None:
+    fake()
+    schema = json.loads(run("schema").out)
+    jsonschema.Draft202012Validator.check_schema(schema)
+    done = run("code", note, "--format", "json")
+    assert (done.code, done.err) == (0, "")
+    coded = assert_coded(done.out, NOTE, schema)
+    assert code_of(done.out) == ["I10", "R05.9"]
+    assert coded["note_id"] == "note"
+    assert coded["models"].keys() == coded["timings"].keys()
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(coded | {"policy": "some"}, schema)
+
+
+def test_a_table_shows_codes_with_their_words(run: Run, fake: Fake, note: Path) -> None:
+    fake()
+    done = run("code", note)
+    assert (done.code, done.err) == (0, "")
+    for shown in ("I10", "Essential (primary) hypertension", "high blood pressure", "R05.9"):
+        assert shown in done.out
+    assert "I50.9" not in done.out
+    assert "encounter" in done.out
+
+
+def test_a_note_without_findings_says_so(run: Run, fake: Fake) -> None:
+    fake()
+    done = run("code", "-", stdin=b"The weather is fine.")
+    assert done.code == 0
+    assert "No code is supported by this note." in done.out
+
+
+def test_the_policy_may_be_given(run: Run, fake: Fake, note: Path) -> None:
+    fake()
+    out = run("code", note, "--policy", "mention", "--format", "json").out
+    assert set(code_of(out)) == {"I10", "I50.9", "R05.9"}
+
+
+@pytest.mark.parametrize("arguments", [["-"], []])
+def test_a_note_may_be_piped_in(run: Run, fake: Fake, arguments: list[str]) -> None:
+    fake()
+    done = run("code", *arguments, "--format", "json", stdin="Caf\u00e9: HTN \U0001f600".encode())
+    assert (done.code, done.err) == (0, "")
+    assert code_of(done.out) == ["I10"]
+    assert json.loads(done.out)["note_id"] == "stdin"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+def test_unicode_of_any_kind_is_read(run: Run, fake: Fake, note: Path, encoding: str) -> None:
+    fake()
+    text = "Caf\u00e9 \u2014 hypertension\r\n"
+    note.write_text(text, encoding=encoding, newline="")
+    done = run("code", note, "--format", "json")
+    assert (done.code, code_of(done.out)) == (0, ["I10"])
+    assert_coded(done.out, text, json.loads(run("schema").out))
+    assert bool(done.err) is not encoding.startswith("utf-8")
+
+
+def test_latin_1_is_coded_and_said_to_be_no_utf_8(run: Run, fake: Fake, note: Path) -> None:
+    fake()
+    note.write_bytes("Caf\u00e9: hypertension".encode("latin-1"))
+    done = run("code", note, "--format", "json")
+    assert (done.code, code_of(done.out)) == (0, ["I10"])
+    assert "not UTF-8" in done.only_line()
+    assert_coded(done.out, "Caf\u00e9: hypertension", json.loads(run("schema").out))
+
+
+def test_square_brackets_in_a_note_are_text(run: Run, fake: Fake, note: Path) -> None:
+    quotes = [Quoted(quote=q, lead_term="Cough", status="affirmed") for q in ("[b]dry[/b]", "[/x]")]
+    fake(QueuedModel([Reply(terms=quotes)]))
+    note.write_text("Cough: [b]dry[/b] cough [/x].")
+    os.environ["CLH_ANALYZE__SOURCE"] = "llm"
+    try:
+        done = run("code", note)
+    finally:
+        del os.environ["CLH_ANALYZE__SOURCE"]
+    assert done.code == 0
+    assert "Cough: [b]dry[/b] cough [/x]." in done.out
+    assert "[b]dry[/b], [/x]" in done.out
+
+
+def test_an_agent_that_fails_gives_1_and_a_partial_answer(
+    run: Run, fake: Fake, note: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake(QueuedModel())
+    monkeypatch.setenv("CLH_VERIFY__SOURCE", "llm")
+    done = run("code", note, "--format", "json")
+    assert done.code == 1
+    coded = assert_coded(done.out, NOTE, json.loads(run("schema").out))
+    assert [error["agent"] for error in coded["errors"]] == ["verify"]
+    assert list(coded["timings"]) == ["analyze", "locate", "verify"]
+    assert done.only_line().startswith("clh: verify failed: ")
+
+
+# --- what a user gets wrong ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def bad(tmp_path: Path) -> Path:
+    """A folder of notes that are none."""
+    (tmp_path / "empty.txt").touch()
+    (tmp_path / "blank.txt").write_text(" \r\n\t\n")
+    (tmp_path / "binary.txt").write_bytes(bytes(range(256)) * 20)
+    (tmp_path / "picture.png").write_bytes(b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + os.urandom(500))
+    (tmp_path / "large.txt").write_text("cough " * 200_000)
+    (tmp_path / "fine.txt").write_text(NOTE)
+    (tmp_path / "folder").mkdir()
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["code", "nothing.txt"], "nothing.txt: no such file"),
+        (["code", "folder"], "folder is a folder"),
+        (["code", "empty.txt"], "empty.txt is blank"),
+        (["code", "blank.txt"], "blank.txt is blank"),
+        (["code", "binary.txt"], "binary.txt is not text"),
+        (["code", "picture.png"], "picture.png is not text"),
+        (["code", "large.txt"], "large.txt has 1,200,000 bytes, more than the 1,000,000"),
+        (["code", "n" * 300], "name too long"),
+        (["code", "-"], "standard input is blank"),
+        (["code", "fine.txt", "--profile", "gp"], "no profile 'gp': choose one of cpu, vllm"),
+        (["code", "fine.txt", "--policy", "all"], "'all' is not one of 'encounter', 'mention'"),
+        (["code", "fine.txt", "--format", "xml"], "'xml' is not one of 'table', 'json'"),
+        (["code", "fine.txt", "--fast"], "No such option: --fast"),
+        (["code", "fine.txt", "more.txt"], "unexpected extra argument"),
+        (["cod", "fine.txt"], "No such command 'cod'"),
+        (["search", "  "], "blank"),
+        (["search", "cough", "-n", "0"], "greater than or equal to 1"),
+        (["search", "cough", "-n", "x"], "valid integer"),
+        (["search"], "Missing argument"),
+        (["lookup", "E11.99"], "'E11.99' is not in ICD-10-CM 2026-04-01; nearest: E11.9"),
+        (["lookup", "\U0001f600"], "is not in ICD-10-CM"),
+        (["audit", "show", "abc"], "no run begins with 'abc'"),
+    ],
+)
+def test_what_a_user_gets_wrong_is_one_line_and_2(
+    run: Run, bad: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], says: str
+) -> None:
+    monkeypatch.chdir(bad)
+    done = run(*arguments)
+    assert done.code == 2
+    assert says.lower() in done.complaint().lower()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("CLH_ASSIGN__THRESHOLD", "2", "assign.threshold"),
+        ("CLH_POLICY", "all", "policy"),
+        ("CLH_NOTE_BYTES", "many", "note_bytes"),
+        ("CLH_NOTE_BYTES", "10", "more than the 10 of note_bytes"),
+        ("CLH_DATA_DIR", "/dev/null/here", "set data_dir"),
+        ("CLH_INDEX_FILES", '["no.xml"]', "no.xml"),
+    ],
+)
+def test_settings_that_cannot_be_are_one_line_and_2(
+    run: Run, note: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str, says: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    done = run(*(["audit", "list"] if "DATA_DIR" in name else ["code", note]))
+    assert done.code == 2
+    assert says in done.complaint()
+
+
+def test_a_standard_input_that_is_closed(run: Run) -> None:
+    done = run("code", stdin=None)
+    assert done.code == 2
+    assert "standard input is closed" in done.complaint()
+
+
+@pytest.fixture
+def damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An index of which a file was changed."""
+    monkeypatch.setenv("CLH_CACHE_DIR", str(tmp_path / "cache"))
+    settings, system = Settings.load(), load_tabular()
+    folder = index_folder(settings, system, texts_to_search(settings, system))
+    folder.mkdir(parents=True)
+    (folder / "texts.json").write_text("[]")
+    (folder / "SHA256SUMS").write_text(f"{'0' * 64}  texts.json\n")
+    return folder
+
+
+@pytest.mark.parametrize("arguments", [["code", SAMPLE], ["search", "cough"]])
+def test_a_damaged_index_is_one_line_and_2(
+    run: Run, damaged: Path, arguments: list[object]
+) -> None:
+    done = run(*arguments)
+    assert done.code == 2
+    assert f"{damaged} is damaged: delete that folder" in done.complaint()
+
+
+# --- the other commands --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("spelling", ["E11.9", "e119", " e11.9 ", "E11.9-", "E119"])
+def test_lookup_takes_any_spelling(run: Run, spelling: str) -> None:
+    done = run("lookup", spelling)
+    assert (done.code, done.err) == (0, "")
+    assert done.out.startswith("E11.9 Type 2 diabetes mellitus without complications (billable)")
+    assert "E08-E13: Diabetes mellitus" in done.out
+
+
+@pytest.mark.parametrize(
+    ("code", "shown"),
+    [
+        ("E11", ["not billable", "E11.6 ", "gestational diabetes (O24.4-) (at E11)"]),
+        ("S52.501", ["7th character A initial encounter", "S52.501A "]),
+        ("J44", ["Includes asthma with chronic obstructive pulmonary disease (at J44)"]),
+        ("J45.909", ["= Asthma NOS", "Excludes2 chronic obstructive asthma (J44.89)"]),
+        ("A60", ["A60 Anogenital herpesviral [herpes simplex] infections"]),
+        ("A52.78", ["= Syphilis [stage unspecified] of muscle"]),
+        ("A07", ["A07.1 Giardiasis [lambliasis]"]),
+    ],
+)
+def test_lookup_shows_what_the_book_says(run: Run, code: str, shown: list[str]) -> None:
+    out = run("lookup", code).out
+    assert [text for text in shown if text not in out] == []
+
+
+@pytest.mark.integration
+@pytest.mark.usefixtures("real")
+def test_search_finds_codes_by_meaning(run: Run) -> None:
+    found = json.loads(run("search", "heart attack", "--json", "-n", "5").out)
+    assert 0 < len(found) <= 5
+    assert "I21.9" in [candidate["code"] for candidate in found]
+    assert all(candidate["title"] == load_tabular()[candidate["code"]].title for candidate in found)
+    table = run("search", "HTN", "-n", "3")
+    assert (table.code, table.err) == (0, "")
+    assert "I10" in table.out
+
+
+@pytest.mark.integration
+@pytest.mark.usefixtures("real")
+def test_search_shows_square_brackets(run: Run) -> None:
+    assert "Giardiasis [lambliasis]" in run("search", "giardiasis lambliasis").out
+
+
+def test_runs_are_listed_and_shown(run: Run, fake: Fake, note: Path) -> None:
+    fake()
+    ids = [
+        json.loads(run("code", "-", "--format", "json", stdin=text).out)["run_id"]
+        for text in (b"Cough.", b"HTN.")
+    ]
+    listed = run("audit", "list")
+    assert listed.code == 0
+    rows = [line for line in listed.out.splitlines() if re.search(r"[0-9a-f]{8}", line)]
+    assert [row.split()[0] for row in rows] == [run_id[:8] for run_id in reversed(ids)]
+    assert "I10" in rows[0]
+    assert len(run("audit", "list", "-n", "1").out.splitlines()) < len(listed.out.splitlines())
+
+    shown = json.loads(run("audit", "show", ids[0][:8]).out)
+    assert shown["run_id"] == ids[0]
+    assert [step["agent"] for step in shown["steps"]] == ["analyze", "locate", "verify", "assign"]
+    assert shown["coded_note"]["codes"][0]["code"] == "R05.9"
+
+
+def test_doctor_finds_what_is_missing(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("CLH_CACHE_DIR", str(tmp_path / "cache"))
+    done = run("doctor")
+    assert done.code == 1
+    [row] = [line for line in done.out.splitlines() if line.split()[:2] == ["no", "Index"]]
+    assert "clh index build" in row
+    assert not (tmp_path / "cache").exists()
+
+
+def test_doctor_finds_a_damaged_index(run: Run, damaged: Path) -> None:
+    done = run("doctor")
+    assert done.code == 1
+    assert [line.split()[1] for line in done.out.splitlines() if line.split()[:1] == ["no"]] == [
+        "Index"
+    ]
+
+
+def test_doctor_finds_no_server(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CLH_LLM__BASE_URL", "http://127.0.0.1:9/v1")
+    done = run("doctor", "--profile", "vllm")
+    assert done.code == 1
+    assert "nothing answers at http://127.0.0.1:9/v1" in done.out
+
+
+@pytest.mark.integration
+@pytest.mark.usefixtures("real_context")
+def test_doctor_is_content_where_all_is_there(run: Run) -> None:
+    done = run("doctor")
+    assert done.code == 0
+    assert {line.split()[0] for line in done.out.splitlines()[3:] if line[:6].strip()} == {"ok"}
+
+
+def test_the_version_and_the_help(run: Run) -> None:
+    assert run("--version").out == f"clh {clh.__version__}\n"
+    for arguments in (["--help"], ["code", "--help"], ["audit", "--help"], [], ["audit"]):
+        done = run(*arguments)
+        assert (done.code, done.err) == (0, "")
+        assert "Usage: " in done.out
+
+
+# --- processes of their own ----------------------------------------------------------------------
+
+
+def in_a_process(arguments: Sequence[object], tmp_path: Path, **environment: str) -> Done:
+    command = [sys.executable, "-c", "from clh.cli import main; main()", *map(str, arguments)]
+    cache = str(Settings.load().cache_dir)  # found by the home directory, which is another's here
+    places = {"HOME": str(tmp_path), "CLH_CACHE_DIR": cache, "CLH_DATA_DIR": str(tmp_path)}
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        env={**os.environ, **places, **environment},
+        capture_output=True,
+        timeout=200,
+    )
+    return Done(done.returncode, done.stdout.decode(), done.stderr.decode())
+
+
+@pytest.mark.integration
+@pytest.mark.usefixtures("real_context")  # so that the index is there
+def test_a_note_from_the_shell_whatever_the_encoding_of_the_terminal(tmp_path: Path) -> None:
+    note = tmp_path / "note.txt"
+    note.write_text("Crohn\u2019s disease and hypertension \U0001f600.", encoding="utf-8")
+    done = in_a_process(["code", note, "--format", "json"], tmp_path, PYTHONIOENCODING="ascii")
+    assert (done.code, done.err) == (0, "")
+    assert set(code_of(done.out)) >= {"I10", "K50.90"}
+
+
+@pytest.mark.integration
+@pytest.mark.usefixtures("real_context")
+def test_a_server_that_is_not_there(tmp_path: Path) -> None:
+    server = {"CLH_LLM__BASE_URL": "http://127.0.0.1:9/v1", "CLH_LLM__RETRIES": "0"}
+    arguments = ["code", SAMPLE, "--profile", "vllm", "--format", "json"]
+    done = in_a_process(arguments, tmp_path, **server)
+    assert done.code == 1
+    coded = json.loads(done.out)
+    assert [error["agent"] for error in coded["errors"]] == ["analyze"]
+    assert coded["codes"] == []
+    assert "no server answers" in done.only_line()
