@@ -76,7 +76,8 @@ def plain(text: str) -> str:
     "NOS" are left out: by the conventions of the book (guidelines I.A.6 and I.A.7) a mention
     without them means the same.
     """
-    return " ".join(_UNSAID.sub(" ", _NONESSENTIAL.sub("", text)).split()).strip(" ,;:")
+    kept = " ".join(_UNSAID.sub(" ", _NONESSENTIAL.sub("", text)).split())
+    return kept.replace(" ,", ",").strip(" ,;:")
 
 
 def searchable(system: CodeSystem, index: Iterable[IndexTerm] = ()) -> list[tuple[str, str]]:
