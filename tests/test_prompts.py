@@ -28,7 +28,9 @@ NAMES = [(task, name) for task, values in VALUES.items() for name in values]
 
 def test_every_prompt_is_tested() -> None:
     names = [file.name for file in files("prompts").iterdir()]
-    assert {name for name in names if name.endswith(".jinja")} == {f"{task}.jinja" for task in VALUES}
+    assert {name for name in names if name.endswith(".jinja")} == {
+        f"{task}.jinja" for task in VALUES
+    }
 
 
 @pytest.mark.parametrize("task", VALUES)

@@ -126,9 +126,7 @@ async def test_the_most_specific_code_wins(
     assert added["audit"]["dropped"] == ([why] if why else [])
 
 
-@pytest.mark.parametrize(
-    ("given", "complete"), [("S83.411", "S83.411A"), ("S83.419", "S83.419A")]
-)
+@pytest.mark.parametrize(("given", "complete"), [("S83.411", "S83.411A"), ("S83.419", "S83.419A")])
 async def test_a_7th_character_is_assumed_and_says_so(
     context: MakeContext, given: str, complete: str
 ) -> None:

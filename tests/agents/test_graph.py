@@ -78,9 +78,7 @@ async def test_all_agents_may_ask_a_language_model(context: MakeContext) -> None
         Quoted(quote="cough", lead_term="Cough", status="affirmed"),
     ]
     model = QueuedModel([Reply(terms=terms)], [(0.9, 0.1), (0.8, 0.2), (0.3, 0.7)])
-    toy = context(
-        model, analyze=LLM, verify={"source": "llm", "llm_candidates": 1}, assign=LLM
-    )
+    toy = context(model, analyze=LLM, verify={"source": "llm", "llm_candidates": 1}, assign=LLM)
     coded = await code(NOTE, toy)
     assert names(coded) == ["R05.9", "I10"]
     assert coded.models["analyze"] == coded.models["verify"] == "queued"
@@ -218,9 +216,7 @@ async def test_the_audit_keeps_the_notes_words_only_if_asked(
 ) -> None:
     secret = "Xylophonic cough"
     terms = [Quoted(quote=secret, lead_term=f"{secret}, acute", status="affirmed")]
-    toy = context(
-        QueuedModel([Reply(terms=terms)]), analyze=LLM, audit={"store_text": stored}
-    )
+    toy = context(QueuedModel([Reply(terms=terms)]), analyze=LLM, audit={"store_text": stored})
     coded = await code(Note(id="xylophonic.txt", text=f"{secret}. No xylophonic fever."), toy)
     assert names(coded)
     files = toy.audit.path.parent.glob("audit.sqlite*")

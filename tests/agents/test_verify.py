@@ -25,9 +25,7 @@ LEXICON = Lexicon(["heart failure", "systolic heart failure", "pain in right kne
     lead_term=TITLES.filter(bool),
     found=st.lists(st.tuples(TITLES, TITLES, st.floats(0, 1)), min_size=1),
 )
-def test_features_lie_within_0_and_1(
-    lead_term: str, found: list[tuple[str, str, float]]
-) -> None:
+def test_features_lie_within_0_and_1(lead_term: str, found: list[tuple[str, str, float]]) -> None:
     candidates = [
         Candidate(code="I50.9", title=title, matched=matched, score=score)
         for title, matched, score in found
