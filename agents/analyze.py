@@ -6,7 +6,7 @@ Two sources: spans of each sentence that lie close to the code system, or the la
 import asyncio
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Set
+from collections.abc import Iterable, Iterator
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -16,7 +16,7 @@ from agents.context import Context
 from agents.state import State, Trace, agent, conversation
 from clh.config import Analyze
 from clh.errors import ReplyError
-from clh.reader import Sentence
+from clh.reader import Reader, Sentence
 from clh.retrieval.ann import Hit
 from clh.retrieval.lexical import content_words, expand
 from clh.schema import Note, Span, Status, Term
@@ -63,7 +63,7 @@ def propose(note: Note, context: Context) -> list[Term]:
         (sentence, tokens)
         for sentence in context.reader.sentences(note.text)
         if sentence.section != "skip"
-        for tokens in spans(sentence.tokens, settings.span_words, context.reader.edges)
+        for tokens in spans(sentence.tokens, settings.span_words, context.reader)
         if _squeezed(tokens) not in context.reader.never
     ]
     texts = sorted({expand(_squeezed(tokens)) for _, tokens in mentions})
@@ -82,14 +82,15 @@ def propose(note: Note, context: Context) -> list[Term]:
     ]
 
 
-def spans(sentence: Tokens, longest: int, edges: Set[str]) -> Iterator[Tokens]:
+def spans(sentence: Tokens, longest: int, reader: Reader) -> Iterator[Tokens]:
     """All stretches of up to `longest` words that begin and end with a word that says something.
 
-    Function words say nothing, nor do the words of `edges`, which speak about a mention.
+    Function words say nothing, nor do the reader's `edges`, which speak about a mention; none
+    reaches across its `breaks`, which may turn what follows.
     """
 
     def says_something(text: str) -> bool:
-        return bool(content_words(text)) and text.lower() not in edges
+        return bool(content_words(text)) and text.lower() not in reader.edges
 
     for first in sentence:
         if not (_is_word(first.text) and says_something(first.text)):
@@ -103,7 +104,7 @@ def spans(sentence: Tokens, longest: int, edges: Set[str]) -> Iterator[Tokens]:
                     continue
                 break
             words += 1
-            if words > longest:
+            if words > longest or last.lower_ in reader.breaks:
                 break
             if says_something(last.text):
                 yield sentence.doc[first.i : last.i + 1]

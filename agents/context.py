@@ -104,11 +104,16 @@ def _load_llm(settings: Settings) -> LanguageModel | None:
     model = settings.llm
     if model.backend == "local":
         return llm.LocalModel(model.model, settings.cache_dir, max_tokens=model.max_tokens)
-    return llm.connect(
-        model.base_url,
-        model.model,
-        api_key=model.api_key.get_secret_value() or "none",
-        timeout=model.timeout,
-        retries=model.retries,
-        max_tokens=model.max_tokens,
-    )
+    try:
+        return llm.connect(
+            model.base_url,
+            model.model,
+            api_key=model.api_key.get_secret_value() or "none",
+            timeout=model.timeout,
+            retries=model.retries,
+            max_tokens=model.max_tokens,
+        )
+    except ImportError as error:
+        raise ModelError(
+            f"{error.name} is not installed, which servers need: `pip install 'clh[serve]'`"
+        ) from error

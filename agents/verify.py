@@ -5,6 +5,7 @@ asked yes or no and read by its log-probabilities.
 """
 
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,8 +20,21 @@ _ANSWERS = ("yes", "no")
 @agent("verify")
 async def verify(state: State, context: Context, trace: Trace) -> dict[str, Any]:
     """Judge every candidate of every term."""
+    terms = state["terms"]
+    candidates = [consistent(*pair) for pair in zip(terms, state["candidates"], strict=True)]
+    for term, before, after in zip(terms, state["candidates"], candidates, strict=True):
+        for candidate in before:
+            if candidate not in after:
+                place = f"{term.quote.start}:{term.quote.end}"
+                trace.drop(candidate.code, f"the other side than the note says at {place}")
     judge = ask if context.settings.verify.source == "llm" else weigh
-    return {"verdicts": await judge(state["terms"], state["candidates"], context)}
+    return {"verdicts": await judge(terms, candidates, context)}
+
+
+def consistent(term: Term, candidates: Sequence[Candidate]) -> list[Candidate]:
+    """The candidates less those of the other side: none says left where the note says right."""
+    said = _sides(term.quote.text) or _sides(term.sentence.text)
+    return [one for one in candidates if not said or _sides(one.title) <= said]
 
 
 async def weigh(
@@ -97,6 +111,13 @@ async def ask(
             for candidate, (yes, _) in zip(found, answers, strict=False)
         ]
     return verdicts
+
+
+def _sides(text: str) -> set[str]:
+    words = set(re.findall(r"[a-z]+", text.lower()))
+    if words & {"bilateral", "bilaterally", "both"}:
+        return {"left", "right"}
+    return words & {"left", "right"}
 
 
 def _question(term: Term, candidate: Candidate, context: Context) -> Any:

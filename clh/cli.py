@@ -291,7 +291,7 @@ def _print_coded(note: "Note", coded: "CodedNote") -> None:
     from rich.text import Text
 
     console = _console()
-    text = Text(note.text)
+    text = Text(_harmless(note.text))
     for assigned in coded.codes:
         for span in assigned.evidence:
             text.stylize("bold black on yellow", span.start, span.end)
@@ -300,7 +300,8 @@ def _print_coded(note: "Note", coded: "CodedNote") -> None:
         console.print(line)
     table = _table("#", "Code", "Description", "Confidence", "Evidence")
     for assigned in coded.codes:
-        quotes = dict.fromkeys(" ".join(span.text.split()).lower() for span in assigned.evidence)
+        words = (_harmless(span.text).split() for span in assigned.evidence)
+        quotes = dict.fromkeys(" ".join(quote).lower() for quote in words)
         table.add_row(
             str(assigned.sequence),
             assigned.code,
@@ -328,6 +329,11 @@ def _status(doing: str) -> Iterator[Callable[[str], None]]:
     """A spinner on stderr, when that is a terminal, and a function that changes what it says."""
     with _console(stderr=True).status(doing) as status:
         yield status.update
+
+
+def _harmless(text: str) -> str:
+    """The text with a space for every character that a terminal obeys, or that rich would drop."""
+    return "".join(char if char.isprintable() or char in "\n\t" else " " for char in text)
 
 
 def _table(*columns: str) -> Any:

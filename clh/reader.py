@@ -4,6 +4,7 @@ Sentences and negation are spaCy's and negspacy's (NegEx); the other statuses ar
 with other phrases, as ConText has it. The phrases lie in reader.toml.
 """
 
+import itertools
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -44,6 +45,7 @@ class Reader:
         self._kinds = {
             heading: kind for kind, headings in rules["sections"].items() for heading in headings
         }
+        self.breaks = frozenset(rules["mentions"]["breaks"])
         self.edges = frozenset(rules["mentions"]["edges"])
         self.never = frozenset(rules["mentions"]["never"])
         self.never_words = frozenset().union(*map(content_words, self.never))
@@ -76,16 +78,23 @@ class Reader:
         return found
 
     def statuses(self, mentions: Sequence[tuple[Sentence, Tokens]]) -> list[Status]:
-        """The status of each mention, given the sentence it stands in; all of one note."""
-        if not mentions:
-            return []
-        doc = mentions[0][1].doc
-        doc.spans[_MENTIONS] = [tokens for _, tokens in mentions]
+        """The status of each mention, given the sentence it stands in; sentence by sentence."""
+        statuses: list[Status] = []
+        for _, group in itertools.groupby(mentions, key=lambda mention: mention[0].tokens.start):
+            statuses += self._of_one_sentence(list(group))
+        return statuses
+
+    def _of_one_sentence(self, mentions: list[tuple[Sentence, Tokens]]) -> list[Status]:
+        sentence = mentions[0][0]
+        # A document of its own: a note's length would make NegEx slow, and no cue reaches further.
+        doc = sentence.tokens.as_doc()
+        first = sentence.tokens.start
+        doc.spans[_MENTIONS] = [doc[t.start - first : t.end - first] for _, t in mentions]
         for status, context in self._contexts.items():
             for tokens in doc.spans[_MENTIONS]:
                 tokens._.set(status, False)
             context(doc)
-        return [self._status(sentence, tokens) for sentence, tokens in mentions]
+        return [self._status(sentence, tokens) for tokens in doc.spans[_MENTIONS]]
 
     def _status(self, sentence: Sentence, tokens: Tokens) -> Status:
         for status in _STATUSES:
@@ -145,6 +154,8 @@ def _continues(token: Token) -> bool:
     line_break = token.nbor(-1)
     if line_break.text.count("\n") > 1 or not token.text[0].islower() or line_break.i == 0:
         return False
-    above = doc.text[: line_break.idx]
-    length = len(above) - (above.rfind("\n") + 1)
-    return length >= _WRAPPED and above[-1] not in ".!?:;"
+    first = line_break.i
+    while first > 0 and not _ends_line(doc[first - 1]):
+        first -= 1
+    length = line_break.idx - doc[first].idx
+    return length >= _WRAPPED and doc[line_break.i - 1].text[-1] not in ".!?:;"

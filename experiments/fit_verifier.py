@@ -34,7 +34,7 @@ def main() -> None:
     from agents.analyze import propose
     from agents.context import Context
     from agents.locate import search
-    from agents.verify import features
+    from agents.verify import consistent, features
     from clh.config import Settings
     from clh.errors import InputError
     from clh.icd.tabular import load_tabular
@@ -65,7 +65,8 @@ def main() -> None:
         text = (arguments.data_dir / split / "text_files_en" / f"{document}.txt").read_text("utf-8")
         terms = propose(Note(id=document, text=text), context)
         found = search([term.lead_term for term in terms], context)
-        for position, (term, candidates) in enumerate(zip(terms, found, strict=True)):
+        for position, (term, near) in enumerate(zip(terms, found, strict=True)):
+            candidates = consistent(term, near)
             measured = features(term, candidates, context.lexicon)
             for candidate, row in zip(candidates, measured, strict=True):
                 rows.append(row)

@@ -184,18 +184,30 @@ def test_latin_1_is_coded_and_said_to_be_no_utf_8(run: Run, fake: Fake, note: Pa
     assert_coded(done.out, "Caf\u00e9: hypertension", json.loads(run("schema").out))
 
 
-def test_square_brackets_in_a_note_are_text(run: Run, fake: Fake, note: Path) -> None:
+def test_square_brackets_in_a_note_are_text(
+    run: Run, fake: Fake, note: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CLH_ANALYZE__SOURCE", "llm")
     quotes = [Quoted(quote=q, lead_term="Cough", status="affirmed") for q in ("[b]dry[/b]", "[/x]")]
     fake(QueuedModel([Reply(terms=quotes)]))
     note.write_text("Cough: [b]dry[/b] cough [/x].")
-    os.environ["CLH_ANALYZE__SOURCE"] = "llm"
-    try:
-        done = run("code", note)
-    finally:
-        del os.environ["CLH_ANALYZE__SOURCE"]
+    done = run("code", note)
     assert done.code == 0
     assert "Cough: [b]dry[/b] cough [/x]." in done.out
     assert "[b]dry[/b], [/x]" in done.out
+
+
+def test_a_table_shows_the_lines_with_findings_and_only_those(
+    run: Run, fake: Fake, note: Path
+) -> None:
+    fake()
+    lines = ["All is well."] * 40 + ["He has hypertension \x1b[31m", "He went home."]
+    note.write_text("\r\n".join(lines), newline="")
+    out = run("code", note).out
+    assert "He has hypertension" in out
+    assert "well" not in out
+    assert "home" not in out
+    assert "\x1b" not in out  # a note gives no orders to a terminal either
 
 
 def test_an_agent_that_fails_gives_1_and_a_partial_answer(
@@ -308,6 +320,20 @@ def test_a_damaged_index_is_one_line_and_2(
     done = run(*arguments)
     assert done.code == 2
     assert f"{damaged} is damaged: delete that folder" in done.complaint()
+
+
+@pytest.mark.integration
+def test_a_server_profile_without_what_servers_need(
+    run: Run, note: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(settings: Settings) -> Context:
+        return Context.load(settings, make_context(settings.data_dir).index)
+
+    monkeypatch.setattr(cli, "_load", load)
+    monkeypatch.setitem(sys.modules, "langchain_openai", None)  # as if it were not installed
+    done = run("code", note, "--profile", "vllm")
+    assert done.code == 2
+    assert "pip install 'clh[serve]'" in done.complaint()
 
 
 # --- the other commands --------------------------------------------------------------------------
@@ -426,6 +452,7 @@ def in_a_process(arguments: Sequence[object], tmp_path: Path, **environment: str
     places = {"HOME": str(tmp_path), "CLH_CACHE_DIR": cache, "CLH_DATA_DIR": str(tmp_path)}
     done = subprocess.run(
         command,
+        check=False,
         cwd=ROOT,
         env={**os.environ, **places, **environment},
         capture_output=True,

@@ -27,11 +27,11 @@ def sample(name: str) -> Note:
 def with_settings(context: Context, **values: Any) -> Context:
     """The context with other settings; a dictionary changes part of a section."""
     settings = context.settings
-    for name, value in values.items():
-        if isinstance(value, dict):
-            value = getattr(settings, name).model_copy(update=value)
-        settings = settings.model_copy(update={name: value})
-    return replace(context, settings=settings)
+    update = {
+        name: getattr(settings, name).model_copy(update=value) if isinstance(value, dict) else value
+        for name, value in values.items()
+    }
+    return replace(context, settings=settings.model_copy(update=update))
 
 
 def assert_sound(note: Note, coded: CodedNote, context: Context) -> None:

@@ -100,8 +100,8 @@ async def test_notes_coded_at_once_do_not_mix(context: MakeContext) -> None:
 
 
 class BrokenTower(ToyTower):
-    def encode(self, *_: Any, **__: Any) -> Any:
-        raise RuntimeError("out of\nmemory")
+    def encode(self, texts: Sequence[str], *_: Any, **__: Any) -> Any:
+        raise RuntimeError(f"cannot encode {texts}")
 
 
 def failing(agent: str, context: MakeContext) -> Context:
@@ -123,7 +123,7 @@ def failing(agent: str, context: MakeContext) -> Context:
     ("agent", "message"),
     [
         ("analyze", "no server answers"),
-        ("locate", "RuntimeError: out of\nmemory"),
+        ("locate", "RuntimeError"),
         ("verify", "IndexError"),
         ("assign", "IndexError"),
     ],
@@ -135,7 +135,8 @@ async def test_an_agent_that_fails_is_named_and_what_came_before_is_kept(
     coded = await code(NOTE, toy)
 
     assert [error.agent for error in coded.errors] == [agent]
-    assert coded.errors[0].message.startswith(message)
+    assert message in coded.errors[0].message
+    assert "cough" not in coded.errors[0].message  # an error may quote the note; we do not
     assert coded.codes == ()
     ran = list(AGENTS[: AGENTS.index(coded.errors[0].agent) + 1])
     assert list(coded.timings) == ran
@@ -287,9 +288,10 @@ def test_tracing_of_other_projects_sends_nothing(
 ) -> None:
     url, asked = collector
     tracing = {
-        **{"LANGSMITH_TRACING": "true", "LANGCHAIN_TRACING_V2": "true"},
-        **{"LANGSMITH_ENDPOINT": url, "LANGCHAIN_ENDPOINT": url},
-        **{"LANGSMITH_API_KEY": "key", "LANGCHAIN_API_KEY": "key"},
+        "LANGSMITH_TRACING": "true",
+        "LANGCHAIN_TRACING_V2": "true",
+        "LANGSMITH_ENDPOINT": url,
+        "LANGSMITH_API_KEY": "key",
     }
     command = [sys.executable, "-c", TRACED, str(tmp_path), way]
     subprocess.run(command, cwd=ROOT, env={**os.environ, **tracing}, check=True, timeout=100)
