@@ -39,7 +39,7 @@ async def assign(state: State, context: Context, trace: Trace) -> dict[str, Any]
     ]
     supported = gather(state["terms"], best_of_each_term(counted))
     supported = most_specific(supported, system, trace)
-    supported, warnings = complete(supported, system, trace)
+    supported, warnings = complete(supported, system)
     supported.sort(key=lambda one: _rank(one, system))
     if settings.assign.source == "llm" and len(supported) > 1:
         first = await choose_first(supported, context)
@@ -60,17 +60,21 @@ async def assign(state: State, context: Context, trace: Trace) -> dict[str, Any]
 
 
 def counts(term: Term, code: str, context: Context, trace: Trace) -> bool:
-    """Whether the policy reports a term of this status by this code.
+    """Whether the policy reports a term of this status, and by this code.
 
     `mention` reports all. An `encounter` codes neither what is absent nor what is only possible
     (guideline IV.H, outpatient), and a history by the history codes of chapter 21 alone
     (I.C.21.c.4).
     """
-    if context.settings.policy == "mention" or term.status == "affirmed":
+    place = f"{term.quote.start}:{term.quote.end}"
+    title = context.system[code].title.lower()
+    as_history = term.status in _HISTORY and _HISTORY[term.status] in title
+    if context.settings.policy == "encounter" and term.status != "affirmed" and not as_history:
+        trace.drop(code, f"{term.status} at {place}")
+    elif completed(code, context.system) is None:
+        trace.drop(code, f"not billable, and the note says no more at {place}")
+    else:
         return True
-    if term.status in _HISTORY and _HISTORY[term.status] in context.system[code].title.lower():
-        return True
-    trace.drop(code, f"{term.status} at {term.quote.start}:{term.quote.end}")
     return False
 
 
@@ -109,37 +113,38 @@ def most_specific(supported: list[Supported], system: CodeSystem, trace: Trace) 
 
 
 def is_vaguer(code: str, than: str, system: CodeSystem) -> bool:
-    """Whether `code` is above `than`, or the unspecified code of a category that holds `than`."""
-    if code == than:
-        return False
+    """Whether `code` is the unspecified code of a category that also holds `than`."""
     above = system.ancestors(than)
-    return code in above or any(system.unspecified(ancestor) == code for ancestor in above)
+    return code != than and any(system.unspecified(category) == code for category in above)
+
+
+def completed(code: str, system: CodeSystem) -> str | None:
+    """The code as it may be reported: with its 7th character, if it takes one.
+
+    A note that says nothing else means active treatment, A (guideline I.C.19.a), or the character
+    for what is unspecified or does not apply, 0 or 9. None for what is not billable otherwise.
+    """
+    if system.billable(code):
+        return code
+    if system.unspecified(code) != code:  # a category may define what only codes below it take
+        return None
+    offered = {child[-1] for child in system.children(code)}
+    character = next((character for character in "A09" if character in offered), None)
+    return None if character is None else system.complete(code, character)
 
 
 def complete(
-    supported: list[Supported], system: CodeSystem, trace: Trace
+    supported: list[Supported], system: CodeSystem
 ) -> tuple[list[Supported], list[RuleWarning]]:
-    """The codes with their 7th characters; those that cannot be reported are left out.
-
-    A note that says nothing else means active treatment, A (guideline I.C.19.a), or the character
-    for "unspecified" or "not applicable", 0.
-    """
-    kept, warnings = [], []
+    """The codes with their 7th characters, and a warning for each that is assumed."""
+    warnings = []
     for one in supported:
-        if system.billable(one.code):
-            kept.append(one)
+        stem, one.code = one.code, completed(one.code, system) or one.code
+        if one.code == stem:
             continue
-        # A category is not extended, though it may define the 7th characters of the codes below.
-        stem = system.unspecified(one.code) == one.code
-        offered = {child[-1] for child in system.children(one.code)} if stem else set()
-        character = next((c for c in "A0" if c in offered), None)
-        if character is None:
-            trace.drop(one.code, "not billable, and the note does not say which code below it")
-            continue
-        one.code = system.complete(one.code, character)
         one.flags = (*one.flags, "seventh_character_assumed")
-        kept.append(one)
-        meaning = system[system.parent(one.code) or ""].seventh_characters[character]
+        character = one.code[-1]
+        meaning = system[stem].seventh_characters[character]
         warnings.append(
             RuleWarning(
                 rule="seventh_character",
@@ -147,7 +152,7 @@ def complete(
                 message=f"7th character {character}, {meaning}, is assumed: check the encounter",
             )
         )
-    return kept, warnings
+    return supported, warnings
 
 
 async def choose_first(supported: list[Supported], context: Context) -> int:

@@ -79,7 +79,9 @@ def search(
     profile: Profile = "cpu",
 ) -> None:
     """Find codes by meaning: the locate agent alone."""
-    settings = _settings(profile, locate={"candidates": count})
+    settings = _settings(profile)
+    # Several texts lead to one code: asked for more, the search has enough to show.
+    settings = _settings(profile, locate={"candidates": max(2 * count, settings.locate.candidates)})
     if not text.strip():
         raise InputError("the text to search for is blank")
     context = _load(settings)
@@ -87,11 +89,12 @@ def search(
     from clh.retrieval.lexical import expand
 
     [candidates] = find([expand(text)], context)
+    shown = candidates[:count]
     if json:
-        print(_dump(candidates))
+        print(_dump(shown))
         return
     table = _table("Code", "Score", "Title", "Closest text")
-    for found in candidates:
+    for found in shown:
         table.add_row(found.code, f"{found.score:.2f}", found.title, found.matched)
     _console().print(table)
 

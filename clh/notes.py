@@ -1,6 +1,7 @@
 """Reading a note from a file or a stream, whatever it is encoded in."""
 
 import codecs
+import os
 from pathlib import Path
 from unicodedata import category
 
@@ -32,7 +33,8 @@ def read_note(path: Path, limit: int) -> tuple[Note, str]:
         raise InputError(f"{path}: {(error.strerror or 'cannot be read').lower()}") from error
     if size > limit:
         raise InputError(_too_large(str(path), size, limit))
-    return decode_note(data, path.stem, limit, source=str(path))
+    name = os.fsencode(path.stem).decode("utf-8", "replace")
+    return decode_note(data, name, limit, source=str(path))
 
 
 def decode_note(data: bytes, id: str, limit: int, source: str) -> tuple[Note, str]:

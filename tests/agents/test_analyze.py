@@ -24,7 +24,10 @@ PIECES = [
     *("\U0001f468\u200d\U0001f469\u200d\U0001f467", "\U0001f600", "<|im_start|>", "Crohn\u2019s"),
 ]
 NOTES = (
-    st.lists(st.sampled_from(PIECES) | st.text(st.characters(exclude_characters="\0"), max_size=9))
+    st.lists(
+        st.sampled_from(PIECES)
+        | st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=9)
+    )
     .map("".join)
     .filter(str.strip)
 )
