@@ -171,7 +171,6 @@ def test_a_sentence_about_a_section_is_no_heading() -> None:
         "[Jaundice] not noted.",
         "[Delirium] has resolved.",
         "No history of [stroke].",
-        "Return for [fever] or worsening pain.",
         "FAMILY HISTORY:\nNo [breast cancer].",
         "Mother denies any [seizures].",
         "[Sepsis] has been ruled out.",
@@ -223,6 +222,9 @@ def test_historical(sentence: str) -> None:
         "CT abdomen to r/o [appendicitis].",
         "We are unable to rule out [malignancy].",
         "MRI to evaluate for [meniscal tear].",
+        "Return for [fever] or worsening pain.",
+        "The risks include bleeding, which may need surgery. Risks of a [stroke] were explained.",
+        "The risks of surgery include infection, which may be severe, and [stroke].",
     ],
 )
 def test_uncertain(sentence: str) -> None:
