@@ -78,6 +78,7 @@ def main() -> None:
     row("search: embed and find", [_time(lambda q=q: search(q)) for q in queries])
     coarse = [_time(lambda v=v: index.nearest(v[None], k, shortlist)) for v in vectors]
     row("  find, coarse to fine", coarse)
+    faiss.omp_set_num_threads(torch.get_num_threads())
     row("  find, exact", [_time(lambda v=v: exact.search(v[None], k)) for v in vectors])
     _, right = exact.search(vectors, k)
     texts = np.array(index.texts)

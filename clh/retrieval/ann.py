@@ -21,6 +21,8 @@ from clh.retrieval.towers import Vectors, load_tower
 _FORMAT = 1  # of the files in a folder; a new number makes a new cache key
 _VECTORS = "vectors.faiss"
 _TEXTS = "texts.json"
+_THREADS = faiss.omp_get_max_threads()
+_MANY = 16  # queries from which faiss uses all its threads
 
 
 class Hit(NamedTuple):
@@ -97,6 +99,8 @@ class CodeIndex:
         """For each query the `k` nearest texts, best first, out of a shortlist rescored in full."""
         if not len(queries):
             return []
+        # A few queries need no threads, and faiss's would hold up those of the tower.
+        faiss.omp_set_num_threads(1 if len(queries) < _MANY else _THREADS)
         parameters = faiss.IndexRefineSearchParameters()
         parameters.k_factor = max(1.0, shortlist / k)
         scores, rows = self._index.search(queries, min(k, len(self)), params=parameters)
