@@ -3,6 +3,7 @@
 What counts is the policy's; each step that leaves something out says why in the audit.
 """
 
+import json
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,7 +43,7 @@ async def assign(state: State, context: Context, trace: Trace) -> dict[str, Any]
     supported, warnings = complete(supported, system)
     supported.sort(key=lambda one: _rank(one, system))
     if settings.assign.source == "llm" and len(supported) > 1:
-        first = await choose_first(supported, context)
+        first = await choose_first(supported, context, trace)
         supported.insert(0, supported.pop(first))
     codes = [
         AssignedCode(
@@ -104,18 +105,12 @@ def most_specific(supported: list[Supported], system: CodeSystem, trace: Trace) 
     codes = [one.code for one in supported]
     kept = []
     for one in supported:
-        detailed = next((code for code in codes if is_vaguer(one.code, code, system)), None)
+        detailed = next((code for code in codes if system.vaguer(one.code, than=code)), None)
         if detailed is None:
             kept.append(one)
         else:
             trace.drop(one.code, f"{detailed} is more specific")
     return kept
-
-
-def is_vaguer(code: str, than: str, system: CodeSystem) -> bool:
-    """Whether `code` is the unspecified code of a category that also holds `than`."""
-    above = system.ancestors(than)
-    return code != than and any(system.unspecified(category) == code for category in above)
 
 
 def completed(code: str, system: CodeSystem) -> str | None:
@@ -155,7 +150,7 @@ def complete(
     return supported, warnings
 
 
-async def choose_first(supported: list[Supported], context: Context) -> int:
+async def choose_first(supported: list[Supported], context: Context, trace: Trace) -> int:
     """The position of the code that the language model lists first."""
     diagnoses = [
         {"title": context.system[one.code].title, "mentions": len(one.evidence)}
@@ -164,6 +159,7 @@ async def choose_first(supported: list[Supported], context: Context) -> int:
     question = conversation("assign", diagnoses=diagnoses)
     options = [str(number) for number in range(1, len(diagnoses) + 1)]
     [shares] = await context.ask().choose([question], options)
+    trace.heard("assign", json.dumps(shares))
     return max(range(len(shares)), key=shares.__getitem__)
 
 

@@ -7,7 +7,7 @@ from importlib.resources import files
 from typing import Self
 
 from clh import llm
-from clh.audit import Audit
+from clh.audit import Audit, Record
 from clh.config import Settings
 from clh.errors import ClhError, ModelError
 from clh.icd.tabular import CodeSystem, load_tabular
@@ -49,7 +49,7 @@ class Context:
     lexicon: Lexicon
     verifier: Verifier
     llm: LanguageModel | None
-    audit: Audit
+    audit: Record
 
     @classmethod
     def load(cls, settings: Settings, index: CodeIndex) -> Self:

@@ -4,6 +4,7 @@ Two sources: a calibrated logistic regression on similarity and shared words, or
 asked yes or no and read by its log-probabilities.
 """
 
+import json
 import math
 import re
 from collections.abc import Sequence
@@ -27,8 +28,9 @@ async def verify(state: State, context: Context, trace: Trace) -> dict[str, Any]
             if candidate not in after:
                 place = f"{term.quote.start}:{term.quote.end}"
                 trace.drop(candidate.code, f"the other side than the note says at {place}")
-    judge = ask if context.settings.verify.source == "llm" else weigh
-    return {"verdicts": await judge(terms, candidates, context)}
+    if context.settings.verify.source == "llm":
+        return {"verdicts": await ask(terms, candidates, context, trace)}
+    return {"verdicts": weigh(terms, candidates, context)}
 
 
 def consistent(term: Term, candidates: Sequence[Candidate]) -> list[Candidate]:
@@ -37,7 +39,7 @@ def consistent(term: Term, candidates: Sequence[Candidate]) -> list[Candidate]:
     return [one for one in candidates if not said or _sides(one.title) <= said]
 
 
-async def weigh(
+def weigh(
     terms: Sequence[Term], candidates: Sequence[Sequence[Candidate]], context: Context
 ) -> list[Verdict]:
     """The verdicts of the fitted verifier."""
@@ -93,7 +95,10 @@ def probability(verifier: Verifier, measured: dict[str, float]) -> float:
 
 
 async def ask(
-    terms: Sequence[Term], candidates: Sequence[Sequence[Candidate]], context: Context
+    terms: Sequence[Term],
+    candidates: Sequence[Sequence[Candidate]],
+    context: Context,
+    trace: Trace,
 ) -> list[Verdict]:
     """The verdicts of the language model; each term's candidates share their sentence."""
     most = context.settings.verify.llm_candidates
@@ -101,6 +106,7 @@ async def ask(
     for position, (term, found) in enumerate(zip(terms, candidates, strict=True)):
         conversations = [_question(term, candidate, context) for candidate in found[:most]]
         answers = await context.ask().choose(conversations, _ANSWERS)
+        trace.heard("verify", json.dumps(answers))
         verdicts += [
             Verdict(
                 term=position,

@@ -12,12 +12,12 @@ from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from pydantic import TypeAdapter
 
 from clh.errors import InputError
-from clh.schema import AgentError, CodedNote, Note
+from clh.schema import Agent, AgentError, CodedNote, Note
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS runs (
@@ -54,6 +54,33 @@ class Exchange:
     reply: str
 
 
+class Record(Protocol):
+    """What agents write down: a run, each step of it, the answer."""
+
+    def begin(self, run_id: str, note: Note, settings_hash: str, settings: str) -> None:
+        """Open the record of a run."""
+        ...
+
+    def step(
+        self,
+        run_id: str,
+        *,
+        agent: Agent,
+        model: str,
+        output: Mapping[str, Any],
+        exchanges: Sequence[Exchange],
+        dropped: Sequence[str],
+        errors: Sequence[AgentError],
+        seconds: float,
+    ) -> None:
+        """What one agent heard from its model, made of it, left out, and failed at."""
+        ...
+
+    def finish(self, coded: CodedNote) -> None:
+        """Close the record with the answer."""
+        ...
+
+
 class Audit:
     """An append-only database of runs; every call opens and closes it, so processes share it."""
 
@@ -80,7 +107,7 @@ class Audit:
         self,
         run_id: str,
         *,
-        agent: str,
+        agent: Agent,
         model: str,
         output: Mapping[str, Any],
         exchanges: Sequence[Exchange],

@@ -30,6 +30,11 @@ def render(task: str, **values: Any) -> Prompt:
     return Prompt(*("".join(template.blocks[turn](context)).strip() for turn in Prompt._fields))
 
 
+def tasks() -> list[str]:
+    """The tasks that have a prompt."""
+    return [name.removesuffix(".jinja") for name in _ENVIRONMENT.list_templates(["jinja"])]
+
+
 def sha256(task: str) -> str:
     """The fingerprint of a task's prompt file, for the audit."""
     return hashlib.sha256((files("prompts") / f"{task}.jinja").read_bytes()).hexdigest()

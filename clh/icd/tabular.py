@@ -169,6 +169,11 @@ class CodeSystem(Mapping[str, Entry]):
         """All codes and categories but those that only add a 7th character to their parent."""
         return [code for code in self if not self._is_extension(code)]
 
+    def stem(self, code: str) -> str:
+        """The code less its 7th character, S52.501A gives S52.501; others are their own stem."""
+        parent = self.parent(code)
+        return parent if parent is not None and self._is_extension(code) else code
+
     def complete(self, stem: str, character: str) -> str:
         """The stem with its 7th character, and placeholders X between: T07 and A give T07.XXXA.
 
@@ -194,6 +199,16 @@ class CodeSystem(Mapping[str, Entry]):
             return code
         default = self._named_nos(code) or self._residual_child(code)
         return None if default is None else self.unspecified(default)
+
+    def vaguer(self, code: str, than: str) -> bool:
+        """Whether `code` says the same as `than` in less detail.
+
+        It does when it is above `than`, or is the unspecified code of a category above it.
+        """
+        above = self.ancestors(than)
+        return code != than and (
+            code in above or any(self.unspecified(category) == code for category in above)
+        )
 
     def _is_extension(self, code: str) -> bool:
         parent = self.parent(code)

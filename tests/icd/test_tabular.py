@@ -182,6 +182,21 @@ def test_completing_pads_with_placeholders(stem: str, character: str, code: str)
     assert TABULAR.complete(stem, character) == code
 
 
+@pytest.mark.parametrize(
+    ("code", "stem"),
+    [
+        ("S52.501A", "S52.501"),
+        ("T07.XXXS", "T07"),
+        ("S52.501", "S52.501"),
+        ("E11.9", "E11.9"),
+        ("I10", "I10"),
+        ("L98.A315", "L98.A315"),  # seven characters, but a line of its own in the book
+    ],
+)
+def test_the_stem_lacks_the_7th_character(code: str, stem: str) -> None:
+    assert TABULAR.stem(code) == stem
+
+
 def test_completing_agrees_with_the_children_across_the_release() -> None:
     stems = set(TABULAR.stems())
     for code in TABULAR:
