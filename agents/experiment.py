@@ -5,7 +5,6 @@ import asyncio
 import hashlib
 import json
 import os
-import random
 import statistics
 import sys
 import warnings
@@ -14,6 +13,8 @@ from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from pydantic import PositiveInt
 
 import prompts
 from agents.context import Context
@@ -30,57 +31,49 @@ from clh.stages import CodedExample, Outcome, Steps
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-Code = Callable[
-    [Example, Context, str], Coroutine[Any, Any, Outcome]
-]  # the string is the git commit
+Code = Callable[[Example, Context, str], Coroutine[Any, Any, Outcome]]  # str: the git commit
 
 _STEPS, _PREDICTIONS = "steps.jsonl", "predictions.jsonl"
 _HOUR = 3600
 _PAUSE = 30.0  # seconds
 
 
-def run(
-    arguments: argparse.Namespace,
-    reported: Sequence[Agent],
-    code: Code,
-    **config: Any,
-) -> int:
+class Recipe(runs.Recipe):
+    """What the recipes of experiments with agents say."""
+
+    settings: dict[str, Any]  # over those of the profile
+    bootstrap: PositiveInt  # resamples for the 95% intervals
+    worked_notes: PositiveInt  # shown whole in the report
+
+
+def run(arguments: argparse.Namespace, reported: Sequence[Agent], code: Code, **flags: str) -> int:
     """Run a split through `code`, go on where a killed run stopped, and write the results.
 
-    `reported` are the stages whose scores are written; `config` is what the script adds to the
-    run's settings. Returns the exit code. Raises InputError for data or flags that cannot be used.
+    `reported` are the stages whose scores are written; `flags` are what the script adds to those of
+    all. Returns the exit code. Raises InputError for data or flags that cannot be used.
     """
-    recipe = runs.read_recipe(arguments.recipe)
+    recipe = runs.read_recipe(arguments.recipe, Recipe)
     policy = arguments.policy or corpora.find(arguments.dataset).policy
-    settings = Settings.load(arguments.profile, policy=policy, **recipe["settings"])
+    settings = Settings.load(arguments.profile, policy=policy, **recipe.settings)
     system = load_tabular()
     tracker = _tracker(arguments.track, arguments.output)
-    examples = _examples(arguments, reported)
-    if "gold" in config.values() and "assign" not in reported and not _evidenced(examples):
-        raise InputError(
-            f"{arguments.dataset} does not say where in the notes its codes are: there is no gold "
-            "input for this agent"
-        )
-    chosen = {
-        **{
-            name: getattr(arguments, name) for name in ("dataset", "split", "unit", "limit", "seed")
-        },
-        **config,
-        "recipe": recipe,
+    examples = _examples(arguments, reported, gold_mentions="gold" in flags.values())
+    common = ("dataset", "split", "unit", "limit", "seed")
+    config = {
+        **{name: getattr(arguments, name) for name in common},
+        **flags,
+        "recipe": recipe.model_dump(),
         "settings": settings.model_dump(mode="json", exclude={"cache_dir", "data_dir"}),
         "prompts": {task: prompts.sha256(task) for task in prompts.tasks()},
         "data_sha256": _data_sha256(examples),
         "icd_release": system.release,
     }
-    config_hash = runs.fingerprint(chosen)
-    git = runs.git_commit()
+    named = {"git": runs.git_commit(), "config_hash": runs.fingerprint(config)}
     folder = runs.Folder(
-        arguments.output,
-        {**chosen, "config_hash": config_hash, "git": git, "versions": _versions()},
-        (_STEPS, _PREDICTIONS),
+        arguments.output, {**config, **named, "versions": _versions()}, (_STEPS, _PREDICTIONS)
     )
     context = _load(settings, system)
-    _code_all(examples, folder, context, lambda example: code(example, context, git))
+    _code_all(examples, folder, lambda example: code(example, context, named["git"]))
     outcomes = [
         Outcome(example, Steps.model_validate_json(steps), CodedExample.model_validate_json(coded))
         for example, steps, coded in zip(
@@ -88,36 +81,36 @@ def run(
         )
     ]
     threshold = settings.assign.threshold
-    trained_on = _train_counts(arguments)
     result = {
         "dataset": arguments.dataset,
         "split": arguments.split,
         "n_notes": len(outcomes),
         "code_space": len(system),
         "stages": _stages(outcomes, reported, system, threshold),
-        "ci95": _intervals(outcomes, reported, recipe["bootstrap"], arguments.seed),
-        **(_tables(outcomes, system, threshold, trained_on) if "assign" in reported else {}),
+        "ci95": _intervals(outcomes, reported, recipe.bootstrap, arguments.seed),
+        **(_tables(outcomes, system, threshold, arguments) if "assign" in reported else {}),
         "speed": _speed(outcomes),
         "failed_notes": sum(bool(one.coded.errors) for one in outcomes),
-        "git": git,
-        "config_hash": config_hash,
+        **named,
     }
     runs.write(folder.path / "metrics.json", json.dumps(result, indent=2) + "\n")
-    page = report.page(result, chosen, outcomes, system, recipe["worked_notes"])
+    page = report.page(result, config, outcomes, system, recipe.worked_notes)
     runs.write(folder.path / "report.html", page)
     report.show(result)
     if tracker is not None:
-        tracker.init_trackers("clh", config=dict(_flat(chosen)))
+        tracker.init_trackers("clh", config=dict(_flat(config)))
         tracker.log({name: one for name, one in _flat(result) if isinstance(one, int | float)})
         tracker.end_training()
     for one in outcomes:
         for error in one.coded.errors:
             print(f"{one.example.id}: {error.agent} failed: {error.message}", file=sys.stderr)
-    return int(result["failed_notes"] > 0)
+    return int(any(one.coded.errors for one in outcomes))
 
 
-def _examples(arguments: argparse.Namespace, reported: Sequence[Agent]) -> list[Example]:
-    """The examples to code, in the corpus's order."""
+def _examples(
+    arguments: argparse.Namespace, reported: Sequence[Agent], gold_mentions: bool
+) -> list[Example]:
+    """The examples to code; InputError where the corpus lacks what the experiment needs."""
     name = arguments.dataset
     kind = corpora.find(name).codes
     if kind != "ICD-10-CM" and reported != ("analyze",):
@@ -125,31 +118,20 @@ def _examples(arguments: argparse.Namespace, reported: Sequence[Agent]) -> list[
             f"the codes of {name} are {kind}, and the agents assign ICD-10-CM: only "
             "1_analyse_agent.py and baselines.py can use it"
         )
-    examples = list(corpora.read(name, arguments.data_dir, arguments.split))
-    if arguments.unit == "document":
-        if not _evidenced(examples):
-            raise InputError(
-                f"{name} does not say which document its codes are in: --unit encounter"
-            )
-        examples = [document for one in examples for document in one.documents()]
-    if not examples:
-        raise InputError(f"{name} {arguments.split} holds no notes")
-    if arguments.limit is not None and arguments.limit < len(examples):
-        if arguments.limit < 1:
-            raise InputError("--limit is how many notes to use: 1 or more")
-        chosen = random.Random(arguments.seed).sample(range(len(examples)), arguments.limit)  # noqa: S311
-        examples = [examples[position] for position in sorted(chosen)]
+    given = arguments.data_dir, arguments.split, arguments.unit, arguments.limit, arguments.seed
+    examples = corpora.sample(name, *given)
+    # Assign needs no mentions to be told which codes are gold.
+    if gold_mentions and "assign" not in reported and not any(one.evidence for one in examples):
+        raise InputError(
+            f"{name} does not say where in the notes its codes are: there is no gold input for "
+            "this agent"
+        )
     return examples
-
-
-def _evidenced(examples: Sequence[Example]) -> bool:
-    return any(one.evidence for one in examples)
 
 
 def _code_all(
     examples: Sequence[Example],
     folder: runs.Folder,
-    context: Context,
     code: Callable[[Example], Coroutine[Any, Any, Outcome]],
 ) -> None:
     """Code the examples that the folder does not hold yet."""
@@ -198,10 +180,11 @@ def _tables(
     outcomes: Sequence[Outcome],
     system: CodeSystem,
     threshold: float,
-    trained_on: Mapping[str, int] | None,
+    arguments: argparse.Namespace,
 ) -> dict[str, Any]:
     """Where codes are lost or invented, and scores by chapter and by frequency in train."""
     notes = stages.scored(one.coded for one in outcomes)
+    trained_on = _train_counts(arguments)
     misses = Counter(one.why for one in stages.misses(outcomes, system, threshold))
     extras = Counter(one.what for one in stages.extras(outcomes, system))
     return {

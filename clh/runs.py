@@ -8,12 +8,22 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from clh.errors import ClhError, InputError
 
+RecipeT = TypeVar("RecipeT", bound=BaseModel)
+
 _FAILED, _BAD_INPUT = 1, 2
 _CONFIG = "config.json"
+
+
+class Recipe(BaseModel):
+    """Base of recipes: frozen, and no unknown names."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 def parser(doc: str, recipe: str) -> argparse.ArgumentParser:
@@ -67,17 +77,18 @@ def command(main: Callable[[], int | None]) -> None:
     sys.exit(code)
 
 
-def read_recipe(file: Path) -> dict[str, Any]:
-    """A recipe's values; InputError when it is no YAML mapping."""
+def read_recipe(file: Path, shape: type[RecipeT]) -> RecipeT:
+    """A recipe's values; InputError, which names the value, when they do not fit the shape."""
     import yaml
 
     try:
-        recipe = yaml.safe_load(file.read_text(encoding="utf-8"))
+        return shape.model_validate(yaml.safe_load(file.read_text(encoding="utf-8")))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise InputError(f"{file} cannot be read: {' '.join(str(error).split())}") from error
-    if not isinstance(recipe, dict):
-        raise InputError(f"{file} is no recipe: it holds no names and values")
-    return recipe
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(map(str, first["loc"])) or "recipe"
+        raise InputError(f"{file}, {name}: {first['msg']}") from error
 
 
 def git_commit() -> str:

@@ -274,14 +274,12 @@ def _why_missed(code: str, outcome: Outcome, system: CodeSystem, threshold: floa
 
 
 def _what_extra(code: str, example: Example, system: CodeSystem) -> Extra:
-    gold = [one for one in example.codes if one in system]
-    if any(system.vaguer(code, than=one) for one in gold):
+    kin = [one for one in example.codes if one in system and one[:3] == code[:3]]  # one category
+    if any(system.vaguer(code, than=one) for one in kin):
         return "parent instead of child"
-    if any(system.vaguer(one, than=code) for one in gold):
+    if any(system.vaguer(one, than=code) for one in kin):
         return "child instead of parent"
-    if any(one[:3] == code[:3] for one in gold):  # of one category
-        return "wrong sibling"
-    return "extra"
+    return "wrong sibling" if kin else "extra"
 
 
 def _touched(example: Example, terms: Iterable[Term]) -> set[str]:

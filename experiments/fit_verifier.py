@@ -11,7 +11,19 @@ import argparse
 import json
 from pathlib import Path
 
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
+
 from clh import runs
+
+
+class Recipe(runs.Recipe):
+    """What recipes/fit_verifier.yaml says."""
+
+    split: str
+    candidates: PositiveInt
+    folds: PositiveInt
+    regularisation: PositiveFloat
+    seed: NonNegativeInt
 
 
 def main() -> int:
@@ -44,12 +56,12 @@ def main() -> int:
     from clh.metrics import Scored
     from clh.retrieval.ann import open_index
 
-    recipe = runs.read_recipe(arguments.recipe)
-    settings = Settings.load(locate={"candidates": recipe["candidates"]})
+    recipe = runs.read_recipe(arguments.recipe, Recipe)
+    settings = Settings.load(locate={"candidates": recipe.candidates})
     system = load_tabular()
     context = Context.load(settings, open_index(settings, system))
 
-    examples = list(corpora.read(arguments.dataset, arguments.data_dir, recipe["split"]))
+    examples = list(corpora.read(arguments.dataset, arguments.data_dir, recipe.split))
     gold = metrics.folded(
         [Scored(one.id, frozenset(one.codes), {}) for one in examples[: arguments.limit]], system
     )
@@ -72,11 +84,11 @@ def main() -> int:
     y = np.array(labels)
 
     def fitted(chosen: np.ndarray) -> LogisticRegression:
-        model = LogisticRegression(C=recipe["regularisation"], max_iter=5000)
+        model = LogisticRegression(C=recipe.regularisation, max_iter=5000)
         return model.fit(x[chosen], y[chosen])
 
     held_out = np.zeros(len(y))
-    folds = GroupKFold(recipe["folds"], shuffle=True, random_state=recipe["seed"])
+    folds = GroupKFold(recipe.folds, shuffle=True, random_state=recipe.seed)
     for chosen, rest in folds.split(x, y, notes):
         held_out[rest] = fitted(chosen).predict_proba(x[rest])[:, 1]
 

@@ -65,12 +65,36 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     assert file.read_text() == "before"
 
 
-@pytest.mark.parametrize("text", ["", "- a\n- b\n", "a: [", "\xff"])
-def test_what_is_no_recipe_is_named(tmp_path: Path, text: str) -> None:
+class Learning(runs.Recipe):
+    rate: float
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "recipe: "),
+        ("- a\n- b\n", "recipe: "),
+        ("rate: [", "cannot be read: "),
+        ("\xff", "cannot be read: "),
+        ("rate: fast", "rate: "),
+        ("rate: 1\nspeed: 2", "speed: "),
+        ("{}", "rate: Field required"),
+    ],
+)
+def test_what_is_wrong_in_a_recipe_is_named(tmp_path: Path, text: str, said: str) -> None:
     file = tmp_path / "recipe.yaml"
     file.write_bytes(text.encode("latin-1"))
-    with pytest.raises(InputError, match=r"recipe\.yaml"):
-        runs.read_recipe(file)
+    with pytest.raises(InputError, match=rf"recipe\.yaml,? {said}") as error:
+        runs.read_recipe(file, Learning)
+    assert "\n" not in str(error.value)
+
+
+def test_a_recipe_is_read(tmp_path: Path) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text("rate: 1.5  # fast\n")
+    assert runs.read_recipe(file, Learning).rate == 1.5
+    with pytest.raises(InputError, match=r"none\.yaml cannot be read"):
+        runs.read_recipe(tmp_path / "none.yaml", Learning)
 
 
 def fail(error: Exception) -> Callable[[], int]:

@@ -1,9 +1,10 @@
 """The corpora of the field, each read into the same examples by an adapter of its own."""
 
+import random
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from clh.corpora import (
     codiesp,
@@ -20,7 +21,7 @@ from clh.corpora.example import Evidence, Example
 from clh.errors import InputError
 from clh.schema import Policy
 
-__all__ = ["CORPORA", "Corpus", "Evidence", "Example", "find", "read"]
+__all__ = ["CORPORA", "Corpus", "Evidence", "Example", "find", "read", "sample"]
 
 _THREE = ("train", "dev", "test")
 
@@ -96,3 +97,33 @@ def read(dataset: str, folder: Path, split: str) -> Iterator[Example]:
     if (prepared / f"{split}.parquet").exists():
         return table.read_parquet(prepared, split)
     return corpus.read(folder, split)
+
+
+def sample(
+    dataset: str,
+    folder: Path,
+    split: str,
+    unit: Literal["encounter", "document"],
+    limit: int | None,
+    seed: int,
+) -> list[Example]:
+    """The examples of a split that an experiment scores, in their order.
+
+    With unit `document`, encounters are taken apart; `limit` draws that many examples at random.
+    Raises InputError as `read`, and where there is nothing to score.
+    """
+    if limit is not None and limit < 1:
+        raise InputError("--limit is how many notes to use: 1 or more")
+    examples = list(read(dataset, folder, split))
+    if unit == "document":
+        if not any(one.evidence for one in examples):
+            raise InputError(
+                f"{dataset} does not say which document its codes are in: use --unit encounter"
+            )
+        examples = [document for one in examples for document in one.documents()]
+    if not examples:
+        raise InputError(f"{dataset} {split} holds no notes")
+    if limit is None or limit >= len(examples):
+        return examples
+    chosen = random.Random(seed).sample(range(len(examples)), limit)  # noqa: S311
+    return [examples[position] for position in sorted(chosen)]

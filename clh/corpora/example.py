@@ -41,7 +41,7 @@ class Example(Shape):
 
     @property
     def note(self) -> Note:
-        """The encounter as one note, which is what the agents code: its notes, one after another."""
+        """The encounter as one note, which is what the agents code: its notes in a row."""
         return Note(id=self.id, text=_BETWEEN_NOTES.join(note.text for note in self.notes))
 
     def spans(self, code: str) -> tuple[Span, ...]:
