@@ -1,0 +1,604 @@
+"""What to beat: simple baselines on a split of a corpus, by the same scorer as the agents.
+
+    python experiments/baselines.py --dataset codiesp --data-dir DIR --split dev --output OUT
+
+Learned from the train split:
+
+    frequent  each code's share of the training notes
+    random    codes drawn by their frequency, as many as some training note has
+    svm       a linear SVM for each code, on tf-idf of words and pairs of words
+
+From the titles and inclusion terms of the whole release, each sentence of a note by itself. A
+category's text stands for its unspecified code, and 7th characters are left open:
+
+    keyword   texts whose every word is in the sentence
+    index     the same with the Alphabetic Index, whose XML files are given as --index
+    bm25      texts that share words with the sentence, by Okapi BM25
+    minilm    texts close to the sentence, by a sentence encoder as it was published
+
+Each ranks codes by a score. The final set is what reaches a threshold: that of the highest micro-F1
+on train, where learned baselines are cross-validated. `micro_f1_tuned_on_split` is what the best
+threshold for the scored notes would give, which is optimistic. MAP, precision@k, recall@k and
+ROC-AUC are of the whole rankings.
+
+Writes OUT/metrics.json, table.md, config.json and, for score.py, predictions-NAME.jsonl: a note a
+line with its final set, in which `confidence` is the score.
+"""
+
+import argparse
+import json
+import math
+import sys
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+
+from clh import runs
+from clh.errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from clh.corpora import Example
+    from clh.icd.index import IndexTerm
+    from clh.icd.tabular import CodeSystem
+    from clh.metrics import Scored
+    from clh.reader import Reader
+
+    Baseline = Callable[[Sequence[Example], Sequence[Example]], list[dict[str, float]]]
+
+Scores = dict[str, float]  # of a note's codes
+Texts = Sequence[tuple[str, str]]  # codes, and what the book calls them
+
+_LEARNED = ("frequent", "random", "svm")
+_COVERED = "ICD-10-CM"  # the codes that the book has texts of
+
+
+class Svm(runs.Recipe):
+    """Settings of scikit-learn's TfidfVectorizer and LinearSVC."""
+
+    ngram_range: tuple[PositiveInt, PositiveInt]
+    min_df: PositiveInt
+    sublinear_tf: bool
+    C: PositiveFloat
+    class_weight: Literal["balanced"] | None
+
+
+class Bm25(runs.Recipe):
+    """Parameters of BM25, and how many texts are kept for a note."""
+
+    k1: PositiveFloat
+    b: NonNegativeFloat
+    kept: PositiveInt
+
+
+class Minilm(runs.Recipe):
+    """The encoder, and how many texts are kept for a note."""
+
+    model: str
+    kept: PositiveInt
+
+
+class Thresholds(runs.Recipe):
+    """The scores from which on codes are in the final set, for data without a train split."""
+
+    keyword: float
+    index: float
+    bm25: float
+    minilm: float
+
+
+class Recipe(runs.Recipe):
+    """What recipes/baselines.yaml says."""
+
+    folds: int = Field(ge=2)
+    bootstrap: PositiveInt
+    svm: Svm
+    bm25: Bm25
+    minilm: Minilm
+    thresholds: Thresholds
+
+
+def main() -> int:
+    """Run, score, report."""
+    parser = runs.parser(__doc__, "experiments/recipes/baselines.yaml")
+    parser.add_argument("--index", type=Path, nargs="+", help="XML files of the Alphabetic Index")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="baselines to run; all if none")
+    arguments = parser.parse_args()
+    if arguments.track is not None:
+        raise InputError("baselines are not tracked: leave --track out")
+
+    from tqdm import tqdm
+
+    from clh import corpora
+    from clh.cache import sha256
+    from clh.config import Settings
+    from clh.icd.index import read_index
+    from clh.icd.tabular import load_tabular
+    from clh.retrieval.lexical import searchable
+
+    recipe = runs.read_recipe(arguments.recipe, Recipe)
+    corpus = corpora.find(arguments.dataset)
+    policy = arguments.policy or corpus.policy
+    settings = Settings.load(arguments.profile, policy=policy, index_files=arguments.index)
+    system = load_tabular()
+    titles = reportable(searchable(system), system)
+    terms = [term for file in settings.index_files for term in read_index(file)]
+    entries = reportable(index_entries(terms, system), system)
+    baselines: dict[str, Baseline] = {
+        "frequent": frequent,
+        "random": lambda train, notes: drawn(train, notes, arguments.seed),
+        "svm": lambda train, notes: svm(train, notes, recipe.svm),
+        "keyword": lambda _, notes: keyword(notes, titles),
+        "index": lambda _, notes: keyword(notes, entries),
+        "bm25": lambda _, notes: bm25(notes, titles, recipe.bm25),
+        "minilm": lambda _, notes: minilm(notes, titles, system, recipe.minilm),
+    }
+    if unknown := set(arguments.only or ()) - baselines.keys():
+        choices = ", ".join(baselines)
+        raise InputError(f"there is no baseline {min(unknown)!r}: choose from {choices}")
+
+    notes = _examples(arguments, arguments.split, arguments.limit)
+    left_out: dict[str, str] = {}
+    labels: Collection[str] = system
+    try:
+        train = _train(arguments, recipe.folds)
+    except InputError as error:
+        train = []
+        left_out |= dict.fromkeys(_LEARNED, f"{error}; thresholds of the others are the recipe's")
+    if not terms:
+        left_out["index"] = "give the files of the Alphabetic Index as --index"
+    if corpus.codes != _COVERED:
+        labels = {code for example in (*train, *notes) for code in example.codes}
+        unlike = f"the codes of {arguments.dataset} are {corpus.codes}"
+        left_out |= {name: unlike for name in baselines if name not in _LEARNED}
+    wanted = [name for name in baselines if name in (arguments.only or baselines)]
+    chosen = [name for name in wanted if name not in left_out]
+    for reason in dict.fromkeys(left_out.values()):
+        names = [name for name in wanted if left_out.get(name) == reason]
+        if names:
+            print(f"{', '.join(names)} left out: {reason}", file=sys.stderr)
+    if not chosen:
+        raise InputError("no baseline is left to run")
+
+    config = {
+        **{
+            name: getattr(arguments, name) for name in ("dataset", "split", "unit", "limit", "seed")
+        },
+        "policy": policy,
+        "baselines": chosen,
+        "index": {file.name: sha256(file) for file in settings.index_files},
+        "recipe": recipe.model_dump(),
+        "icd_release": system.release,
+    }
+    named = {"git": runs.git_commit(), "config_hash": runs.fingerprint(config)}
+    try:
+        arguments.output.mkdir(parents=True, exist_ok=True)
+        _write(arguments.output / "config.json", {**config, **named})
+    except OSError as error:
+        raise InputError(f"{arguments.output} cannot be written: {error.strerror}") from error
+
+    results: dict[str, dict[str, Any]] = {}
+    for name in (progress := tqdm(chosen, unit="baseline", disable=None)):
+        progress.set_description(name)
+        started = time.perf_counter()
+        ranked = rankings(notes, baselines[name](train, notes))
+        threshold = chosen_threshold(name, baselines[name], train, recipe, arguments.seed)
+        seconds = round(time.perf_counter() - started, 1)
+        results[name] = {
+            **measured(ranked, threshold, labels, system, recipe.bootstrap, arguments.seed),
+            "seconds": seconds,
+        }
+        lines = [json.dumps(prediction(one, system)) + "\n" for one in final(ranked, threshold)]
+        runs.write(arguments.output / f"predictions-{name}.jsonl", "".join(lines))
+
+    of_run = {
+        "dataset": arguments.dataset,
+        "split": arguments.split,
+        "n_notes": len(notes),
+        "code_space": len(labels),
+    }
+    _write(arguments.output / "metrics.json", {**of_run, "baselines": results, **named})
+    _show(results, arguments.output / "table.md")
+    return 0
+
+
+# --- the baselines ---------------------------------------------------------------------------
+
+
+def frequent(train: Sequence["Example"], notes: Sequence["Example"]) -> list[Scores]:
+    """Each code's share of the training notes."""
+    counts = Counter(code for example in train for code in example.codes)
+    shares = {code: count / len(train) for code, count in counts.items()}
+    return [shares for _ in notes]
+
+
+def drawn(train: Sequence["Example"], notes: Sequence["Example"], seed: int) -> list[Scores]:
+    """Codes drawn by their frequency, as many as a training note drawn at random has.
+
+    The first to be drawn scores highest.
+    """
+    import numpy as np
+
+    generator = np.random.default_rng(seed)
+    counts = Counter(code for example in train for code in example.codes)
+    codes, prior = list(counts), np.array(list(counts.values())) / counts.total()
+    sizes = [len(example.codes) for example in train]
+
+    def draw() -> Scores:
+        size = generator.choice(sizes)
+        rows = generator.choice(len(codes), size, replace=False, p=prior)
+        return {codes[row]: 1 / place for place, row in enumerate(rows, start=1)}
+
+    return [draw() for _ in notes]
+
+
+def svm(train: Sequence["Example"], notes: Sequence["Example"], recipe: Svm) -> list[Scores]:
+    """Signed distances to the hyperplane of each code in train.
+
+    Raises InputError if too few words recur in train to learn from.
+    """
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.multiclass import OneVsRestClassifier
+    from sklearn.preprocessing import MultiLabelBinarizer
+    from sklearn.svm import LinearSVC
+
+    words = TfidfVectorizer(
+        ngram_range=recipe.ngram_range, min_df=recipe.min_df, sublinear_tf=recipe.sublinear_tf
+    )
+    try:
+        x = words.fit_transform([example.note.text for example in train])
+    except ValueError as error:
+        raise InputError(f"svm cannot learn from {len(train)} notes: {error}") from error
+    coded = MultiLabelBinarizer()
+    y = coded.fit_transform([example.codes for example in train])
+    model = OneVsRestClassifier(
+        LinearSVC(C=recipe.C, class_weight=recipe.class_weight), n_jobs=-1
+    ).fit(x, y)
+    distances = model.decision_function(words.transform([note.note.text for note in notes]))
+    rows = distances.reshape(len(notes), -1).tolist()  # flat if there is but one code
+    return [dict(zip(coded.classes_, row, strict=True)) for row in rows]
+
+
+def keyword(notes: Sequence["Example"], texts: Texts) -> list[Scores]:
+    """Codes with a text whose every content word is in one sentence.
+
+    The score is what these words tell, the sum of their inverse document frequencies over the
+    texts: the longest match, and the most specific path through the Index, come first.
+    """
+    from clh.retrieval.lexical import content_words, expand
+
+    codes: defaultdict[frozenset[str], set[str]] = defaultdict(set)
+    for code, text in texts:
+        if words := content_words(text):
+            codes[words].add(code)
+    holding = Counter(word for words in codes for word in words)
+    tells = {word: math.log(len(codes) / count) for word, count in holding.items()}
+    told = {words: math.fsum(tells[word] for word in words) for words in codes}
+    by_rarest: defaultdict[str, list[frozenset[str]]] = defaultdict(list)
+    for words in codes:
+        by_rarest[max(words, key=lambda word: (tells[word], word))].append(words)
+
+    def found(sentence: str) -> Iterator[tuple[str, float]]:
+        said = content_words(expand(sentence))
+        for word in said & by_rarest.keys():
+            for words in by_rarest[word]:
+                if words <= said:
+                    yield from ((code, told[words]) for code in codes[words])
+
+    return [
+        _best(hit for sentence in _sentences(note) for hit in found(sentence)) for note in notes
+    ]
+
+
+def bm25(notes: Sequence["Example"], texts: Texts, recipe: Bm25) -> list[Scores]:
+    """Okapi BM25 with sentences as queries; a code's best text in its best sentence counts."""
+    import numpy as np
+    from bm25s import BM25
+
+    from clh.retrieval.lexical import content_words, expand
+
+    retriever = BM25(k1=recipe.k1, b=recipe.b)
+    retriever.index([sorted(content_words(text)) for _, text in texts], show_progress=False)
+
+    def ranked(note: "Example") -> Scores:
+        best = np.zeros(len(texts), dtype=np.float32)
+        for sentence in _sentences(note):
+            query = sorted(content_words(expand(sentence)) & retriever.vocab_dict.keys())
+            if query:
+                np.maximum(best, retriever.get_scores(query), out=best)
+        return _top(best, texts, recipe.kept)
+
+    return [ranked(note) for note in notes]
+
+
+def minilm(
+    notes: Sequence["Example"], texts: Texts, system: "CodeSystem", recipe: Minilm
+) -> list[Scores]:
+    """Cosine similarity to sentences; a code's best text in its best sentence counts.
+
+    `texts` are those of the code index, in its order; the search is exact.
+    """
+    from clh.config import Settings
+    from clh.models import silence_bars
+    from clh.retrieval.ann import open_index
+    from clh.retrieval.towers import load_tower
+
+    silence_bars()
+    both = {"query": recipe.model, "code": recipe.model}
+    settings = Settings.load(towers=both, index_files=())
+    of_texts = open_index(settings, system).vectors()
+    sentences = [_sentences(note) for note in notes]
+    of_sentences = load_tower(recipe.model, settings).encode(
+        [sentence for note in sentences for sentence in note]
+    )
+    scores: list[Scores] = []
+    start = 0
+    for note in sentences:
+        queries = of_sentences[start : start + len(note)]
+        start += len(note)
+        closeness = (of_texts @ queries.T).max(axis=1, initial=-1)
+        scores.append(_top(closeness, texts, recipe.kept))
+    return scores
+
+
+def reportable(texts: Texts, system: "CodeSystem") -> Texts:
+    """The texts with the codes that their bare mention is given: E11.9 for the title of E11."""
+    return [(system.unspecified(code) or code, text) for code, text in texts]
+
+
+def index_entries(terms: Sequence["IndexTerm"], system: "CodeSystem") -> Texts:
+    """The codes of the Index with all the words they stand under; "see" is followed.
+
+    Of a heading's forms, as in "Ulcer, ulcerated, ulcerating", the first is taken.
+    """
+    from clh.retrieval.lexical import plain
+
+    def text(path: Iterable[str]) -> str:
+        return plain(", ".join(heading.partition(",")[0] for heading in path))
+
+    places: defaultdict[str, list[IndexTerm]] = defaultdict(list)
+    for term in terms:
+        places[text(term.path).lower()].append(term)
+    return [
+        (system.normalize(code), text(term.path))
+        for term in terms
+        for place in (term, *(places[plain(term.see).lower()] if term.see else ()))
+        for code in (place.code, place.manifestation)
+        if code is not None
+    ]
+
+
+# --- from scores to codes, and what they are worth -------------------------------------------
+
+
+def rankings(notes: Sequence["Example"], scores: Sequence[Scores]) -> list["Scored"]:
+    """The notes as the scorer takes them, best code first; ties are in the order of codes."""
+    from clh.metrics import Scored
+
+    return [
+        Scored(
+            id=note.id,
+            gold=frozenset(note.codes),
+            predicted=dict(sorted(of_note.items(), key=lambda one: (-one[1], one[0]))),
+        )
+        for note, of_note in zip(notes, scores, strict=True)
+    ]
+
+
+def chosen_threshold(
+    name: str, baseline: "Baseline", train: Sequence["Example"], recipe: Recipe, seed: int
+) -> float:
+    """The best threshold on train, where it was not learned from; the recipe's without train."""
+    if not train:
+        return float(getattr(recipe.thresholds, name))
+    if name in _LEARNED:
+        return best_threshold(held_out(baseline, train, recipe.folds, seed))
+    return best_threshold(rankings(train, baseline([], train)))
+
+
+def held_out(
+    baseline: "Baseline", train: Sequence["Example"], folds: int, seed: int
+) -> list["Scored"]:
+    """The training notes, each ranked by what was learned from other folds."""
+    from sklearn.model_selection import KFold
+
+    ranked: list[Scored] = []
+    for others, fold in KFold(folds, shuffle=True, random_state=seed).split(train):
+        notes = [train[row] for row in fold]
+        ranked += rankings(notes, baseline([train[row] for row in others], notes))
+    return ranked
+
+
+def best_threshold(notes: Sequence["Scored"]) -> float:
+    """The score from which on codes make the sets with the highest micro-F1.
+
+    Of the scores that part the codes in the same way, it is the middle.
+    """
+    import numpy as np
+
+    scores = np.array([score for note in notes for score in note.predicted.values()])
+    if not len(scores):
+        return 0.0
+    right = np.array([code in note.gold for note in notes for code in note.predicted])
+    order = np.argsort(-scores)
+    scores, right = scores[order], right[order]
+    gold = sum(len(note.gold) for note in notes)
+    f1 = 2 * np.cumsum(right) / (np.arange(1, len(scores) + 1) + gold)
+    ends_tie = np.append(scores[1:] < scores[:-1], True)  # equal scores come in together
+    last = int(np.where(ends_tie, f1, -1).argmax())
+    return float(scores[last : last + 2].mean())
+
+
+def final(notes: Sequence["Scored"], threshold: float) -> list["Scored"]:
+    """The notes with the codes that reach the threshold."""
+    return [
+        replace(note, predicted={c: s for c, s in note.predicted.items() if s >= threshold})
+        for note in notes
+    ]
+
+
+def measured(
+    notes: Sequence["Scored"],
+    threshold: float,
+    labels: Collection[str],
+    system: "CodeSystem",
+    samples: int,
+    seed: int,
+) -> dict[str, Any]:
+    """The scores of a baseline's rankings, and of its final sets at a threshold."""
+    from clh import metrics
+    from clh.stages import CUTOFFS
+
+    sets = final(notes, threshold)
+    gold = frozenset(code for note in notes for code in note.gold)
+    of_rankings = metrics.rank_scores(notes, CUTOFFS)
+    tuned = final(notes, best_threshold(notes))
+    return {
+        **metrics.summary(notes, labels),
+        **metrics.set_scores(sets),
+        "macro_f1_gold_labels": metrics.macro_f1_of(sets, gold),
+        **{f"recall@{k}": of_rankings[f"recall@{k}"] for k in CUTOFFS},
+        "codes_per_note": sum(len(note.predicted) for note in sets) / len(sets),
+        "folded": metrics.set_scores(metrics.folded(sets, system)),
+        "category": metrics.set_scores(metrics.categories(sets)),
+        "threshold": threshold,
+        "micro_f1_tuned_on_split": metrics.set_scores(tuned)["micro_f1"],
+        "ci95": {
+            **metrics.bootstrap(sets, ["micro_f1", "macro_f1"], samples, seed),
+            **metrics.bootstrap(notes, ["map", "recall@50"], samples, seed),
+        },
+    }
+
+
+def prediction(note: "Scored", system: "CodeSystem") -> dict[str, Any]:
+    """A line of predictions-NAME.jsonl."""
+    return {
+        "note_id": note.id,
+        "codes": [
+            {
+                "code": code,
+                "description": system[code].title if code in system else "",
+                "confidence": score,
+                "sequence": place,
+                "evidence": [],
+            }
+            for place, (code, score) in enumerate(note.predicted.items(), start=1)
+        ],
+        "gold": sorted(note.gold),
+    }
+
+
+# --- files and the table ---------------------------------------------------------------------
+
+
+def _examples(arguments: argparse.Namespace, split: str, limit: int | None) -> list["Example"]:
+    from clh import corpora
+
+    return corpora.sample(
+        arguments.dataset, arguments.data_dir, split, arguments.unit, limit, arguments.seed
+    )
+
+
+def _train(arguments: argparse.Namespace, folds: int) -> list["Example"]:
+    """The training notes; InputError says why there are none to learn from."""
+    if arguments.split == "train":
+        raise InputError("the train split is what is scored")
+    train = _examples(arguments, "train", limit=None)
+    if len(train) < folds:
+        raise InputError(f"the train split has {len(train)} notes, too few for {folds} folds")
+    if not any(example.codes for example in train):
+        raise InputError("the train split has no codes")
+    return train
+
+
+@cache
+def _reader() -> "Reader":
+    from clh.reader import Reader
+
+    return Reader()
+
+
+@cache
+def _split(text: str) -> tuple[str, ...]:
+    sentences = _reader().sentences(text)
+    return tuple(one.tokens.text for one in sentences if one.section != "skip")
+
+
+def _sentences(example: "Example") -> tuple[str, ...]:
+    """The sentences of a note, split once for all baselines."""
+    return _split(example.note.text)
+
+
+def _best(hits: Iterable[tuple[str, float]]) -> Scores:
+    """The highest score of each code."""
+    best: Scores = {}
+    for code, score in hits:
+        best[code] = max(score, best.get(code, score))
+    return best
+
+
+def _top(scores: "NDArray[np.float32]", texts: Texts, kept: int) -> Scores:
+    """The highest score of each code among the texts that score highest."""
+    import numpy as np
+
+    rows = np.argpartition(-scores, min(kept, len(scores) - 1))[:kept]
+    return _best((texts[row][0], float(scores[row])) for row in rows if scores[row] > 0)
+
+
+def _write(file: Path, values: object) -> None:
+    runs.write(file, json.dumps(values, indent=2) + "\n")
+
+
+_COLUMNS = {
+    "micro-F1": "micro_f1",
+    "tuned": "micro_f1_tuned_on_split",
+    "macro-F1": "macro_f1",
+    "MAP": "map",
+    "recall@50": "recall@50",
+    "@100": "recall@100",
+    "@200": "recall@200",
+}
+_CAPTION = (
+    "In brackets: 95% intervals, notes resampled. Tuned: micro-F1 at the threshold that is best "
+    "for these notes, which is optimistic."
+)
+
+
+def _show(results: dict[str, dict[str, Any]], file: Path) -> None:
+    """Print the table, and write it as Markdown."""
+    from rich.console import Console
+    from rich.table import Table
+
+    def cell(result: dict[str, Any], metric: str, between: str) -> str:
+        value, *interval = (
+            f"{number:.3f}".removeprefix("0")
+            for number in (result[metric], *result["ci95"].get(metric, ()))
+        )
+        return f"{value}{between}[{', '.join(interval)}]" if interval else value
+
+    def row(name: str, between: str) -> list[str]:
+        return [name, *(cell(results[name], metric, between) for metric in _COLUMNS.values())]
+
+    header = ["baseline", *_COLUMNS]
+    table = Table(*header, box=None, padding=(0, 1, 0, 0))
+    for name in results:
+        table.add_row(*row(name, "\n"))
+    console = Console()
+    console.print(table)
+    console.print(_CAPTION, highlight=False)
+    aligned = ["---", *("---:" for _ in _COLUMNS)]
+    lines = [header, aligned, *(row(name, " ") for name in results)]
+    markdown = "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    runs.write(file, f"{markdown}\n{_CAPTION}\n")
+
+
+if __name__ == "__main__":
+    runs.command(main)
