@@ -250,13 +250,18 @@ class McNemar(NamedTuple):
 def bootstrap(
     notes: Sequence[Scored], metrics: Sequence[str], samples: int = 1000, seed: int = 0
 ) -> dict[str, tuple[float, float]]:
-    """95% percentile intervals of metrics, the notes resampled with replacement.
+    """95% intervals of metrics, the notes resampled with replacement.
 
+    They are percentiles of the resamples, shifted so that these lie around the score itself: fewer
+    codes occur in a resample than in all notes, and macro averages, taken over the codes that
+    occur, would be too high (the bootstrap's estimate of bias, Efron and Tibshirani 1993, ch. 10).
     `metrics` are any of `set_scores` and `rank_scores`, such as "micro_f1" or "recall@50". Raises
     InputError for others, or if there are no notes.
     """
     resampled = _resampled(notes, metrics, samples, seed)
-    return {metric: _interval(values) for metric, values in resampled.items()}
+    scores = _scores(notes, metrics)
+    intervals = {name: _interval(_around(scores[name], resampled[name])) for name in metrics}
+    return {name: (max(low, 0.0), min(high, 1.0)) for name, (low, high) in intervals.items()}
 
 
 def compare(
@@ -270,11 +275,9 @@ def compare(
     """
     a, b = _matched(a, b)
     in_a, in_b = (_resampled(notes, [metric], samples, seed)[metric] for notes in (a, b))
-    differences = in_a - in_b
+    score_a, score_b = (_scores(notes, [metric])[metric] for notes in (a, b))
+    differences = _around(score_a - score_b, in_a - in_b)
     fewer = min((differences <= 0).sum(), (differences >= 0).sum())
-    score_a, score_b = (
-        {**set_scores(notes), **rank_scores(notes, _cuts([metric]))}[metric] for notes in (a, b)
-    )
     return Comparison(
         metric=metric,
         a=score_a,
@@ -331,6 +334,15 @@ def _cuts(metrics: Iterable[str]) -> list[int]:
             choices = ", ".join((*_SET_SCORES, *_RANK_SCORES, "precision@k", "recall@k"))
             raise InputError(f"there is no metric {metric!r} to resample: choose from {choices}")
     return cuts
+
+
+def _scores(notes: Sequence[Scored], metrics: Sequence[str]) -> dict[str, float]:
+    return {**set_scores(notes), **rank_scores(notes, _cuts(metrics))}
+
+
+def _around(score: float, resampled: Array) -> Array:
+    """The resampled scores without their bias: their mean is the score itself."""
+    return resampled + (score - resampled.mean())
 
 
 def _interval(values: Array) -> tuple[float, float]:
