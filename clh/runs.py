@@ -32,7 +32,7 @@ def parser(doc: str, recipe: str) -> argparse.ArgumentParser:
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     flags.add_argument(
-        "--dataset", required=True, help="codiesp, jsonl, mdace-inpatient-icd10, ..."
+        "--dataset", required=True, help="codiesp, jsonl, ...: data/README.md names them all"
     )
     flags.add_argument(
         "--data-dir",
@@ -56,8 +56,13 @@ def parser(doc: str, recipe: str) -> argparse.ArgumentParser:
         "--track", help="also log to a tracker that is installed: wandb (offline), mlflow, ..."
     )
     flags.add_argument("--limit", type=int, help="notes to use, a seeded sample; all if none")
-    flags.add_argument("--seed", type=int, default=0)
-    flags.add_argument("--recipe", type=Path, default=Path(__file__).parents[1] / recipe)
+    flags.add_argument("--seed", type=int, default=0, help="of the sample and the resampling")
+    flags.add_argument(
+        "--recipe",
+        type=Path,
+        default=Path(__file__).parents[1] / recipe,
+        help=f"further settings; default: {recipe}",
+    )
     return flags
 
 

@@ -17,7 +17,10 @@ def main() -> int:
     """Run, score, report."""
     parser = runs.parser(__doc__, "experiments/recipes/2_locate_agent.yaml")
     parser.add_argument(
-        "--queries", choices=("sentences", "gold", "predicted"), default="predicted"
+        "--queries",
+        choices=("sentences", "gold", "predicted"),
+        default="predicted",
+        help="what is searched for; default: predicted",
     )
     arguments = parser.parse_args()
 

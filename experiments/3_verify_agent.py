@@ -15,7 +15,12 @@ from clh import runs
 def main() -> int:
     """Run, score, report."""
     parser = runs.parser(__doc__, "experiments/recipes/3_verify_agent.yaml")
-    parser.add_argument("--input", choices=("gold", "predicted"), default="predicted")
+    parser.add_argument(
+        "--input",
+        choices=("gold", "predicted"),
+        default="predicted",
+        help="of the agents before; default: predicted",
+    )
     arguments = parser.parse_args()
 
     from agents import evaluate, experiment
