@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 from agents import evaluate, experiment
-from clh.corpora import CORPORA
+from clh.corpora import CORPORA, read
 from clh.schema import AGENTS
 from tests.conftest import MakeContext
+from tests.corpora.fixtures import FIXTURES
 from tests.fakes import toy_system
 
 SCRIPTS = Path(__file__).parents[2] / "experiments"
@@ -233,6 +234,26 @@ def test_a_limit_takes_a_seeded_sample(script: Script, data: Path, tmp_path: Pat
     assert {len(one) for one in samples} == {2}
     assert all(one == sorted(one) for one in samples)
     assert len({*map(tuple, samples)}) > 1
+
+
+@pytest.mark.parametrize("name", ["benchmark", "1_analyse_agent"])
+def test_an_encounter_is_scored_whole_or_by_document(
+    script: Script, tmp_path: Path, name: str
+) -> None:
+    dataset = "mdace-inpatient-icd10"
+    FIXTURES[dataset](tmp_path)
+    examples = list(read(dataset, tmp_path, "train"))
+    given = ["--dataset", dataset, "--data-dir", tmp_path, "--split", "train"]
+
+    def gold(unit: str) -> dict[str, list[str]]:
+        assert script(name, *given, "--output", tmp_path / unit, "--unit", unit) == 0
+        found = lines(tmp_path / unit / "predictions.jsonl")
+        return {one["note_id"]: one["gold"] for one in found}
+
+    assert gold("encounter") == {one.id: list(one.codes) for one in examples}
+    documents = [document for one in examples for document in one.documents()]
+    assert len(documents) > len(examples)
+    assert gold("document") == {one.id: list(one.codes) for one in documents}
 
 
 def test_a_train_split_gives_the_table_by_frequency(
