@@ -143,7 +143,10 @@ def _examples(
         except InputError as error:
             raise InputError(f"{file}, {place}: {error}") from error
         if example.id in places:
-            raise InputError(f"{file}, {place}: {places[example.id]} has the id {example.id!r} too")
+            first = places[example.id]
+            raise InputError(
+                f"{file}, {place}: the id {example.id!r} occurs twice, first in {first}"
+            )
         places[example.id] = place
         yield example
 

@@ -270,7 +270,7 @@ def test_a_missing_column(
 
 def test_an_id_that_occurs_twice(tmp_path: Path) -> None:
     write_jsonl(tmp_path, {**ROW, "id": 1}, ROW, {**ROW, "id": "1"})
-    with pytest.raises(InputError, match="line 3: line 1 has the id '1' too"):
+    with pytest.raises(InputError, match="line 3: the id '1' occurs twice, first in line 1"):
         list(read_jsonl(tmp_path, "train"))
 
 
@@ -299,7 +299,10 @@ def test_a_line_that_is_no_json(tmp_path: Path, data: bytes, problem: str) -> No
         ('id,text,codes\na,"Gout,\nold",M10.9\n\nb,"No\ngout",M10.99\n', "line 5: 'M10.99' is not"),
         ('id,text,codes\na,"Gout",M10.9\nb,Gout, old,M10.9\n', "line 3: 4 fields, and 3 in"),
         ('id,text,codes\na,"Gout,M10.9\nb,Gout,M10.9\n', "line 2: unexpected end of data"),
-        ("id,text,codes\na,Gout,M10.9\na,Gout,M10.9\n", "line 3: line 2 has the id 'a' too"),
+        (
+            "id,text,codes\na,Gout,M10.9\na,Gout,M10.9\n",
+            "line 3: the id 'a' occurs twice, first in line 2",
+        ),
         ("id,text,codes\na,,M10.9\n", "line 2: text: this is blank"),
         ("id,text,codes\na,\udce9,M10.9\n", "line 2 is not UTF-8"),
     ],

@@ -299,7 +299,7 @@ def rows(*changed: dict[str, Any]) -> str:
         ([], rows({"id": "b", "note": "x", "codes": []}), r"dev\.jsonl, line 2: .*text"),
         ([], rows({"id": "b", "text": "x"}), r"dev\.jsonl, line 2: .*codes"),
         ([], rows({**ROWS[1], "codes": ["I1O"]}), r"dev\.jsonl, line 2: 'I1O'.*nearest"),
-        ([], rows(ROWS[0]), r"dev\.jsonl, line 2: line 1 has the id 'a' too"),
+        ([], rows(ROWS[0]), r"dev\.jsonl, line 2: the id 'a' occurs twice, first in line 1"),
         ([], "{\n", r"dev\.jsonl, line 1"),
         ([], "", "no notes"),
         (["--data-dir", "/nowhere"], "", "/nowhere is not a folder"),
