@@ -1,5 +1,6 @@
 """What the agents work with: settings, code system, index, models. Loaded once per process."""
 
+import hashlib
 import json
 from dataclasses import dataclass
 from functools import cache
@@ -32,7 +33,9 @@ class Verifier:
         """The verifier in `clh/weights/<name>`."""
         file = files("clh") / "weights" / name / "model.json"
         try:
-            return cls(name, **json.loads(file.read_text(encoding="utf-8")))
+            weights = file.read_bytes()
+            checksum = hashlib.sha256(weights).hexdigest()[:8]
+            return cls(f"{name}@{checksum}", **json.loads(weights))
         except (OSError, ValueError, TypeError) as error:
             raise ModelError(f"verifier {name!r} cannot be read: set verify.weights") from error
 

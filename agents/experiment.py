@@ -58,6 +58,7 @@ def run(arguments: argparse.Namespace, reported: Sequence[Agent], code: Code, **
     system = load_tabular()
     tracker = _tracker(arguments.track, arguments.output)
     examples = _examples(arguments, reported, gold_mentions="gold" in flags.values())
+    context = _load(settings, system)
     common = ("dataset", "split", "unit", "limit", "seed")
     config = {
         **{name: getattr(arguments, name) for name in common},
@@ -65,6 +66,7 @@ def run(arguments: argparse.Namespace, reported: Sequence[Agent], code: Code, **
         "recipe": recipe.model_dump(),
         "settings": settings.model_dump(mode="json", exclude={"cache_dir", "data_dir"}),
         "prompts": {task: prompts.sha256(task) for task in prompts.tasks()},
+        "models": context.models,
         "data_sha256": _data_sha256(examples),
         "icd_release": system.release,
     }
@@ -72,7 +74,6 @@ def run(arguments: argparse.Namespace, reported: Sequence[Agent], code: Code, **
     folder = runs.Folder(
         arguments.output, {**config, **named, "versions": _versions()}, (_STEPS, _PREDICTIONS)
     )
-    context = _load(settings, system)
     _code_all(examples, folder, lambda example: code(example, context, named["git"]))
     outcomes = [
         Outcome(example, Steps.model_validate_json(steps), CodedExample.model_validate_json(coded))

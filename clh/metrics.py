@@ -342,7 +342,7 @@ def _scores(notes: Sequence[Scored], metrics: Sequence[str]) -> dict[str, float]
 
 def _around(score: float, resampled: Array) -> Array:
     """The resampled scores without their bias: their mean is the score itself."""
-    return resampled + (score - resampled.mean())
+    return resampled + (score - float(resampled.mean()))
 
 
 def _interval(values: Array) -> tuple[float, float]:
