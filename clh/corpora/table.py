@@ -143,9 +143,9 @@ def _examples(
         except InputError as error:
             raise InputError(f"{file}, {place}: {error}") from error
         if example.id in places:
-            first = places[example.id]
+            before = places[example.id]
             raise InputError(
-                f"{file}, {place}: the id {example.id!r} occurs twice, first in {first}"
+                f"{file}, {place}: the id {example.id!r} occurs twice, first in {before}"
             )
         places[example.id] = place
         yield example
