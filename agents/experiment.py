@@ -53,8 +53,9 @@ def run(arguments: argparse.Namespace, reported: Sequence[Agent], code: Code, **
     all. Returns the exit code. Raises InputError for data or flags that cannot be used.
     """
     recipe = runs.read_recipe(arguments.recipe, Recipe)
-    policy = arguments.policy or corpora.find(arguments.dataset).policy
-    settings = Settings.load(arguments.profile, policy=policy, **recipe.settings)
+    usual = {"policy": corpora.find(arguments.dataset).policy, **recipe.settings}
+    given = {"policy": arguments.policy} if arguments.policy else {}
+    settings = Settings.load(arguments.profile, **usual | given)
     system = load_tabular()
     tracker = _tracker(arguments.track, arguments.output)
     examples = _examples(arguments, reported, gold_mentions="gold" in flags.values())
