@@ -151,15 +151,15 @@ class Folder:
     def append(self, *lines: str) -> None:
         """Add a note's line to each file, the last of which makes it count as done."""
         for file, line in zip(self._files, lines, strict=True):
-            with file.open("a", encoding="utf-8") as stream:
+            with file.open("a", encoding="utf-8", newline="\n") as stream:
                 stream.write(line + "\n")
                 stream.flush()
                 os.fsync(stream.fileno())
 
     def lines(self, name: str) -> list[str]:
         """The lines of a file, one for each note that is done."""
-        # Not splitlines, which would also split at the separators that a note's text may hold.
-        return (self.path / name).read_text(encoding="utf-8").split("\n")[:-1]
+        # Neither splitlines nor text mode, for which more than \n may end a line of a note's text.
+        return (self.path / name).read_bytes().decode("utf-8").split("\n")[:-1]
 
     def _same_run(self, config: Mapping[str, Any]) -> None:
         try:
