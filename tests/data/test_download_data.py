@@ -40,7 +40,7 @@ def publisher() -> Iterator[Publisher]:
         yield publisher
 
 
-class Workplace(NamedTuple):
+class Downloads(NamedTuple):
     """A user's folder of raw data, and where the data comes from."""
 
     raw: Path
@@ -77,8 +77,8 @@ class Workplace(NamedTuple):
 
 
 @pytest.fixture
-def workplace(tmp_path: Path) -> Workplace:
-    return Workplace(tmp_path / "raw", tmp_path / "sources.toml")
+def downloads(tmp_path: Path) -> Downloads:
+    return Downloads(tmp_path / "raw", tmp_path / "sources.toml")
 
 
 def toml(value: object) -> str:
@@ -104,23 +104,23 @@ def sums(**bodies: bytes) -> bytes:
     ).encode()
 
 
-def credentialed(publisher: Publisher, workplace: Workplace, name: str = "stays") -> None:
+def credentialed(publisher: Publisher, downloads: Downloads, name: str = "stays") -> None:
     """A project of two files and their digests that only signers may have."""
     files = {"hosp/codes.csv.gz": BODY, "hosp/labs.csv.gz": BODY[:99]}
     publisher.publish(f"/private/{name}/SHA256SUMS.txt", sums(**files))
     for file, body in files.items():
         publisher.publish(f"/private/{name}/{file}", body)
     url = f"{publisher.address}/private/{name}/{{file}}"
-    workplace.offer(name, url=url, agreement=PAGE, checksums="SHA256SUMS.txt")
+    downloads.offer(name, url=url, agreement=PAGE, checksums="SHA256SUMS.txt")
 
 
 def test_an_archive_is_laid_out_without_its_outer_folder(
-    publisher: Publisher, workplace: Workplace
+    publisher: Publisher, downloads: Downloads
 ) -> None:
     members = {"v4/train/a.tsv": "a\n", "v4/dev/b.tsv": "b\n", "__MACOSX/v4/._a": "no"}
     archive = zipped(**members, **{"v4/test/": ""})
     publisher.publish("/cases.zip?download=1", archive)
-    workplace.offer(
+    downloads.offer(
         "cases",
         url=f"{publisher.address}/{{file}}?download=1",
         files=["cases.zip"],
@@ -128,56 +128,56 @@ def test_an_archive_is_laid_out_without_its_outer_folder(
         unpack={"cases.zip": "v4/"},
     )
 
-    done = workplace.run("cases")
+    done = downloads.run("cases")
 
     assert done.code == 0
     assert done.err == ""
     assert "The cases (CC0)" in done.out
-    assert workplace.files() == {"cases/cases.zip", "cases/train/a.tsv", "cases/dev/b.tsv"}
-    assert (workplace.raw / "cases/train/a.tsv").read_text() == "a\n"
+    assert downloads.files() == {"cases/cases.zip", "cases/train/a.tsv", "cases/dev/b.tsv"}
+    assert (downloads.raw / "cases/train/a.tsv").read_text() == "a\n"
 
 
-def test_what_is_there_is_not_asked_for_again(publisher: Publisher, workplace: Workplace) -> None:
+def test_what_is_there_is_not_asked_for_again(publisher: Publisher, downloads: Downloads) -> None:
     publisher.publish("/My%20tables.zip", zipped(a="text"))
-    workplace.offer(
+    downloads.offer(
         "tables",
         url=f"{publisher.address}/{{file}}",
         files=["My tables.zip"],
         unpack={"My tables.zip": ""},
     )
-    workplace.run("tables")
-    (workplace.raw / "tables/a").unlink()
+    downloads.run("tables")
+    (downloads.raw / "tables/a").unlink()
 
-    again = workplace.run("tables")
+    again = downloads.run("tables")
 
     assert again.code == 0
     assert publisher.paths() == ["/My%20tables.zip"]
     assert "My tables.zip: is here" in again.out
-    assert (workplace.raw / "tables/a").read_text() == "text"
+    assert (downloads.raw / "tables/a").read_text() == "text"
 
 
 def test_a_file_that_was_changed_here_is_fetched_again(
-    publisher: Publisher, workplace: Workplace
+    publisher: Publisher, downloads: Downloads
 ) -> None:
     publisher.publish("/a", BODY)
-    workplace.offer("one", url=f"{publisher.address}/{{file}}", files=["a"])
-    workplace.run("one")
-    (workplace.raw / "one/a").write_bytes(b"changed")
+    downloads.offer("one", url=f"{publisher.address}/{{file}}", files=["a"])
+    downloads.run("one")
+    (downloads.raw / "one/a").write_bytes(b"changed")
 
-    assert workplace.run("one").code == 0
-    assert (workplace.raw / "one/a").read_bytes() == BODY
+    assert downloads.run("one").code == 0
+    assert (downloads.raw / "one/a").read_bytes() == BODY
 
 
 def test_a_connection_that_breaks_is_taken_up_where_it_broke(
-    publisher: Publisher, workplace: Workplace
+    publisher: Publisher, downloads: Downloads
 ) -> None:
     publisher.publish("/a", BODY, troubles=[1, 70_000, 100_000])
-    workplace.offer("one", url=f"{publisher.address}/{{file}}", files=["a"])
+    downloads.offer("one", url=f"{publisher.address}/{{file}}", files=["a"])
 
-    assert workplace.run("one", retries=0).code == 0
+    assert downloads.run("one", retries=0).code == 0
     assert publisher.ranges() == [None, "bytes=1-", "bytes=70001-", "bytes=170001-"]
-    assert (workplace.raw / "one/a").read_bytes() == BODY
-    assert workplace.files() == {"one/a"}
+    assert (downloads.raw / "one/a").read_bytes() == BODY
+    assert downloads.files() == {"one/a"}
 
 
 @pytest.mark.parametrize(
@@ -193,16 +193,16 @@ def test_a_connection_that_breaks_is_taken_up_where_it_broke(
     ids=["same", "another", "no ranges", "weak", "all there", "shorter"],
 )
 def test_another_run_goes_on_with_the_same_version_only(
-    publisher: Publisher, workplace: Workplace, now: dict[str, Any], ranges: list[str | None]
+    publisher: Publisher, downloads: Downloads, now: dict[str, Any], ranges: list[str | None]
 ) -> None:
     publisher.publish("/a", BODY, troubles=[1000, HTTPStatus.SERVICE_UNAVAILABLE])
-    workplace.offer("one", url=f"{publisher.address}/{{file}}", files=["a"])
-    first = workplace.run("one", retries=0)
-    left = workplace.files()
+    downloads.offer("one", url=f"{publisher.address}/{{file}}", files=["a"])
+    first = downloads.run("one", retries=0)
+    left = downloads.files()
 
     publisher.asked.clear()
     publisher.publish("/a", **({"body": BODY} | now))
-    second = workplace.run("one")
+    second = downloads.run("one")
 
     assert first.code == 1
     assert first.err.count("\n") == 1
@@ -210,36 +210,36 @@ def test_another_run_goes_on_with_the_same_version_only(
     assert "one/a" not in left
     assert second.code == 0
     assert publisher.ranges() == ranges
-    assert (workplace.raw / "one/a").read_bytes() == publisher.files["/a"].body
-    assert workplace.files() == {"one/a"}
+    assert (downloads.raw / "one/a").read_bytes() == publisher.files["/a"].body
+    assert downloads.files() == {"one/a"}
 
 
-def test_a_date_tells_versions_apart_too(publisher: Publisher, workplace: Workplace) -> None:
+def test_a_date_tells_versions_apart_too(publisher: Publisher, downloads: Downloads) -> None:
     version = {"version": 'W/"1"', "modified": "Wed, 01 Apr 2026 00:00:00 GMT"}
     publisher.publish("/a", BODY, troubles=[1000], **version)
-    workplace.offer("one", url=f"{publisher.address}/{{file}}", files=["a"])
+    downloads.offer("one", url=f"{publisher.address}/{{file}}", files=["a"])
 
-    assert workplace.run("one").code == 0
+    assert downloads.run("one").code == 0
     assert publisher.ranges() == [None, "bytes=1000-"]
-    assert (workplace.raw / "one/a").read_bytes() == BODY
+    assert (downloads.raw / "one/a").read_bytes() == BODY
 
 
 def test_a_part_of_no_known_version_is_not_built_upon(
-    publisher: Publisher, workplace: Workplace
+    publisher: Publisher, downloads: Downloads
 ) -> None:
     troubles = [1000, HTTPStatus.SERVICE_UNAVAILABLE]
     publisher.publish("/a", BODY, version='W/"1"', troubles=troubles)
-    workplace.offer("one", url=f"{publisher.address}/{{file}}", files=["a"])
-    workplace.run("one", retries=0)
+    downloads.offer("one", url=f"{publisher.address}/{{file}}", files=["a"])
+    downloads.run("one", retries=0)
 
-    assert workplace.run("one").code == 0
+    assert downloads.run("one").code == 0
     assert publisher.ranges() == [None, None, None]
-    assert (workplace.raw / "one/a").read_bytes() == BODY
+    assert (downloads.raw / "one/a").read_bytes() == BODY
 
 
 @pytest.mark.parametrize("how", ["digests", "checksums"])
 def test_a_wrong_checksum_leaves_nothing(
-    publisher: Publisher, workplace: Workplace, how: str
+    publisher: Publisher, downloads: Downloads, how: str
 ) -> None:
     publisher.publish("/a", BODY[::-1])
     publisher.publish("/SHA256SUMS.txt", sums(a=BODY))
@@ -248,16 +248,16 @@ def test_a_wrong_checksum_leaves_nothing(
         "checksums": "SHA256SUMS.txt",
     }
     table = {"files": ["a"], how: right[how]}
-    workplace.offer("one", url=f"{publisher.address}/{{file}}", **table)
+    downloads.offer("one", url=f"{publisher.address}/{{file}}", **table)
 
-    wrong = workplace.run("one")
+    wrong = downloads.run("one")
 
     assert wrong.code == 1
     assert "/a came with a wrong checksum" in wrong.err
-    assert workplace.files() == set()
+    assert downloads.files() == set()
     publisher.publish("/a", BODY)
-    assert workplace.run("one").code == 0
-    assert (workplace.raw / "one/a").read_bytes() == BODY
+    assert downloads.run("one").code == 0
+    assert (downloads.raw / "one/a").read_bytes() == BODY
 
 
 @pytest.mark.parametrize(
@@ -266,102 +266,102 @@ def test_a_wrong_checksum_leaves_nothing(
     ids=["a page", "nothing", "others"],
 )
 def test_a_list_without_the_digests_is_no_list(
-    publisher: Publisher, workplace: Workplace, listed: bytes, files: list[str]
+    publisher: Publisher, downloads: Downloads, listed: bytes, files: list[str]
 ) -> None:
     publisher.publish("/list", listed)
     publisher.publish("/a", BODY)
     table = {"url": f"{publisher.address}/{{file}}", "checksums": "list", "files": files}
-    workplace.offer("one", **table)
+    downloads.offer("one", **table)
 
-    wrong = workplace.run("one")
+    wrong = downloads.run("one")
 
     assert wrong.code == 1
     assert "/list lacks digests of what is wanted" in wrong.err
-    assert workplace.files() == set()
+    assert downloads.files() == set()
     publisher.publish("/list", sums(a=BODY))
-    assert workplace.run("one").code == 0
-    assert workplace.files() == {"one/a"}
+    assert downloads.run("one").code == 0
+    assert downloads.files() == {"one/a"}
 
 
-def test_a_busy_server_is_asked_again(publisher: Publisher, workplace: Workplace) -> None:
+def test_a_busy_server_is_asked_again(publisher: Publisher, downloads: Downloads) -> None:
     publisher.publish("/a", BODY, troubles=[HTTPStatus.TOO_MANY_REQUESTS])
-    workplace.offer("one", url=f"{publisher.address}/{{file}}", files=["a"])
+    downloads.offer("one", url=f"{publisher.address}/{{file}}", files=["a"])
 
-    assert workplace.run("one").code == 0
-    assert (workplace.raw / "one/a").read_bytes() == BODY
+    assert downloads.run("one").code == 0
+    assert (downloads.raw / "one/a").read_bytes() == BODY
 
 
-def test_a_server_that_is_away_is_named(workplace: Workplace) -> None:
+def test_a_server_that_is_away_is_named(downloads: Downloads) -> None:
     with publishing() as gone:
         pass
-    workplace.offer("one", url=f"{gone.address}/{{file}}", files=["a"])
+    downloads.offer("one", url=f"{gone.address}/{{file}}", files=["a"])
 
-    done = workplace.run("one", retries=0)
+    done = downloads.run("one", retries=0)
 
     assert done.code == 1
     assert f"{gone.address}/a: " in done.err
-    assert workplace.files() == set()
+    assert downloads.files() == set()
 
 
 def test_a_file_that_has_moved_does_not_keep_the_others(
-    publisher: Publisher, workplace: Workplace
+    publisher: Publisher, downloads: Downloads
 ) -> None:
     publisher.publish("/b", BODY)
-    workplace.offer("one", url=f"{publisher.address}/{{file}}", files=["a"])
-    workplace.offer("two", url=f"{publisher.address}/{{file}}", files=["b"])
+    downloads.offer("one", url=f"{publisher.address}/{{file}}", files=["a"])
+    downloads.offer("two", url=f"{publisher.address}/{{file}}", files=["b"])
 
-    done = workplace.run("one", "two")
+    done = downloads.run("one", "two")
 
     assert done.code == 1
     assert "answers 404: correct data/sources.toml" in done.err
-    assert workplace.files() == {"two/b"}
+    assert downloads.files() == {"two/b"}
 
 
 def test_sources_of_one_dataset_share_its_folder(
-    publisher: Publisher, workplace: Workplace
+    publisher: Publisher, downloads: Downloads
 ) -> None:
     for project in ("reports", "images"):
         publisher.publish(f"/{project}/{project}.csv", BODY)
         publisher.publish(
             f"/{project}/SHA256SUMS.txt", sums(**{f"{project}.csv": BODY, "unwanted.dcm": b""})
         )
-        workplace.offer(
+        downloads.offer(
             "chests",
             url=f"{publisher.address}/{project}/{{file}}",
             files=[f"{project}.csv"],
             checksums="SHA256SUMS.txt",
         )
 
-    assert workplace.run("chests").code == 0
-    assert workplace.files() == {"chests/reports.csv", "chests/images.csv"}
-    lists = (workplace.raw / "chests/SHA256SUMS.txt").read_text()
+    assert downloads.run("chests").code == 0
+    assert downloads.files() == {"chests/reports.csv", "chests/images.csv"}
+    lists = (downloads.raw / "chests/SHA256SUMS.txt").read_text()
     digest = hashlib.sha256(BODY).hexdigest()
     assert lists == f"{digest}  images.csv\n{digest}  reports.csv\n"
     asked = len(publisher.asked)
-    assert workplace.run("chests").code == 0
+    assert downloads.run("chests").code == 0
     assert len(publisher.asked) == asked
 
 
 def test_a_project_comes_whole_when_no_files_are_named(
-    publisher: Publisher, workplace: Workplace
+    publisher: Publisher, downloads: Downloads
 ) -> None:
-    credentialed(publisher, workplace)
+    credentialed(publisher, downloads)
 
-    assert workplace.run("stays", **LOGIN).code == 0
-    assert workplace.files() == {"stays/hosp/codes.csv.gz", "stays/hosp/labs.csv.gz"}
+    assert downloads.run("stays", **LOGIN).code == 0
+    assert downloads.files() == {"stays/hosp/codes.csv.gz", "stays/hosp/labs.csv.gz"}
     asked = len(publisher.asked)
-    assert workplace.run("stays").code == 0  # and needs no password either
+    assert downloads.run("stays").code == 0  # and needs no password either
     assert len(publisher.asked) == asked
 
 
-def test_what_wget_brought_is_only_checked(publisher: Publisher, workplace: Workplace) -> None:
-    credentialed(publisher, workplace)
+def test_what_wget_brought_is_only_checked(publisher: Publisher, downloads: Downloads) -> None:
+    credentialed(publisher, downloads)
     for path, file in publisher.files.items():
-        target = workplace.raw / path.removeprefix("/private/")
+        target = downloads.raw / path.removeprefix("/private/")
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(file.body)
 
-    done = workplace.run("stays")
+    done = downloads.run("stays")
 
     assert done.code == 0
     assert done.out.count(": is here") == 2
@@ -369,59 +369,59 @@ def test_what_wget_brought_is_only_checked(publisher: Publisher, workplace: Work
 
 
 def test_without_names_what_is_free_comes_before_a_login_is_missed(
-    publisher: Publisher, workplace: Workplace
+    publisher: Publisher, downloads: Downloads
 ) -> None:
-    credentialed(publisher, workplace)
+    credentialed(publisher, downloads)
     publisher.publish("/a", BODY)
-    workplace.offer("free", url=f"{publisher.address}/{{file}}", files=["a"])
+    downloads.offer("free", url=f"{publisher.address}/{{file}}", files=["a"])
 
-    done = workplace.run(PHYSIONET_USER=USER)
+    done = downloads.run(PHYSIONET_USER=USER)
 
     assert done.code == 2
     assert done.err.count("\n") == 1
     for what in ("PHYSIONET_USER", "PHYSIONET_PASS", "The stays", PAGE):
         assert what in done.err
     assert publisher.paths() == ["/a"]
-    assert workplace.files() == {"free/a"}
+    assert downloads.files() == {"free/a"}
 
 
 def test_an_agreement_that_is_not_signed_is_named(
-    publisher: Publisher, workplace: Workplace
+    publisher: Publisher, downloads: Downloads
 ) -> None:
-    credentialed(publisher, workplace)
-    credentialed(publisher, workplace, "notes")
+    credentialed(publisher, downloads)
+    credentialed(publisher, downloads, "notes")
     publisher.unsigned = {"/private/stays/SHA256SUMS.txt"}
 
-    done = workplace.run("stays", "notes", **LOGIN)
+    done = downloads.run("stays", "notes", **LOGIN)
 
     assert done.code == 1
     assert f"the account has not signed the agreement of The stays: {PAGE}" in done.err
-    assert not (workplace.raw / "stays").exists()
-    assert (workplace.raw / "notes/hosp/codes.csv.gz").exists()
+    assert not (downloads.raw / "stays").exists()
+    assert (downloads.raw / "notes/hosp/codes.csv.gz").exists()
 
 
-def test_a_wrong_password_is_tried_once(publisher: Publisher, workplace: Workplace) -> None:
-    credentialed(publisher, workplace)
-    credentialed(publisher, workplace, "notes")
+def test_a_wrong_password_is_tried_once(publisher: Publisher, downloads: Downloads) -> None:
+    credentialed(publisher, downloads)
+    credentialed(publisher, downloads, "notes")
 
-    done = workplace.run("stays", "notes", PHYSIONET_USER=USER, PHYSIONET_PASS="guess")
+    done = downloads.run("stays", "notes", PHYSIONET_USER=USER, PHYSIONET_PASS="guess")
 
     assert done.code == 1
     assert "PHYSIONET_USER and PHYSIONET_PASS" in done.err
     assert "guess" not in done.out + done.err
     assert len(publisher.asked) == 1
-    assert workplace.files() == set()
+    assert downloads.files() == set()
 
 
-def test_no_other_server_learns_the_password(publisher: Publisher, workplace: Workplace) -> None:
-    credentialed(publisher, workplace)
+def test_no_other_server_learns_the_password(publisher: Publisher, downloads: Downloads) -> None:
+    credentialed(publisher, downloads)
     publisher.publish("/a", BODY)
-    workplace.offer("free", url=f"{publisher.address}/{{file}}", files=["a"])
+    downloads.offer("free", url=f"{publisher.address}/{{file}}", files=["a"])
     with publishing() as store:
         store.publish("/codes", BODY)
         publisher.moved = {"/private/stays/hosp/codes.csv.gz": f"{store.address}/codes"}
 
-        assert workplace.run("stays", "free", **LOGIN).code == 0
+        assert downloads.run("stays", "free", **LOGIN).code == 0
 
     assert store.paths() == ["/codes"]
     for _, headers in store.asked:
@@ -433,21 +433,21 @@ def test_no_other_server_learns_the_password(publisher: Publisher, workplace: Wo
 
 @pytest.mark.parametrize("name", ["../../out.txt", "/tmp/clh-out.txt", "a/../../out.txt"])
 def test_nothing_is_written_outside_the_folder(
-    publisher: Publisher, workplace: Workplace, name: str
+    publisher: Publisher, downloads: Downloads, name: str
 ) -> None:
     publisher.publish("/a.zip", zipped(**{name: "out"}))
-    workplace.offer(
+    downloads.offer(
         "zip", url=f"{publisher.address}/{{file}}", files=["a.zip"], unpack={"a.zip": ""}
     )
     publisher.publish("/list", sums(**{name: BODY}))
-    workplace.offer("list", url=f"{publisher.address}/{{file}}", checksums="list")
+    downloads.offer("list", url=f"{publisher.address}/{{file}}", checksums="list")
 
-    done = workplace.run("zip", "list")
+    done = downloads.run("zip", "list")
 
     assert done.code == 1
     assert done.err.count(f"{name!r} would be written outside") == 2
-    assert workplace.files() == {"zip/a.zip"}
-    assert {file.name for file in workplace.raw.parent.iterdir()} == {"raw", "sources.toml"}
+    assert downloads.files() == {"zip/a.zip"}
+    assert {file.name for file in downloads.raw.parent.iterdir()} == {"raw", "sources.toml"}
     assert not Path("/tmp/clh-out.txt").exists()
 
 
@@ -457,56 +457,56 @@ def test_nothing_is_written_outside_the_folder(
     ids=["a page", "damaged"],
 )
 def test_what_is_no_whole_archive_does_not_stay(
-    publisher: Publisher, workplace: Workplace, body: bytes
+    publisher: Publisher, downloads: Downloads, body: bytes
 ) -> None:
     publisher.publish("/a.zip", body)
-    workplace.offer(
+    downloads.offer(
         "one", url=f"{publisher.address}/{{file}}", files=["a.zip"], unpack={"a.zip": ""}
     )
 
-    done = workplace.run("one")
+    done = downloads.run("one")
 
     assert done.code == 1
     assert "a.zip was no whole zip file" in done.err
-    assert "one/a" not in workplace.files()
+    assert "one/a" not in downloads.files()
     publisher.publish("/a.zip", zipped(a="text"))
-    assert workplace.run("one").code == 0
-    assert (workplace.raw / "one/a").read_text() == "text"
+    assert downloads.run("one").code == 0
+    assert (downloads.raw / "one/a").read_text() == "text"
 
 
 def test_an_archive_without_the_folder_is_refused(
-    publisher: Publisher, workplace: Workplace
+    publisher: Publisher, downloads: Downloads
 ) -> None:
     publisher.publish("/a.zip", zipped(**{"v5/a": "text"}))
-    workplace.offer(
+    downloads.offer(
         "one", url=f"{publisher.address}/{{file}}", files=["a.zip"], unpack={"a.zip": "v4/"}
     )
 
-    done = workplace.run("one")
+    done = downloads.run("one")
 
     assert done.code == 1
     assert "a.zip has no v4/" in done.err
 
 
-def test_a_dataset_that_is_not_there_is_an_error_of_the_command(workplace: Workplace) -> None:
-    workplace.offer("one", url="http://localhost/{file}", files=["a"])
+def test_a_dataset_that_is_not_there_is_an_error_of_the_command(downloads: Downloads) -> None:
+    downloads.offer("one", url="http://localhost/{file}", files=["a"])
 
-    done = workplace.run("won")
+    done = downloads.run("won")
 
     assert done.code == 2
     assert "there is no dataset 'won': choose among one" in done.err
 
 
-def test_the_list_names_what_has_to_be_signed(workplace: Workplace) -> None:
-    workplace.offer("stays", url="http://localhost/{file}", agreement=PAGE)
-    workplace.offer("one", url="http://localhost/{file}", files=["a"])
+def test_the_list_names_what_has_to_be_signed(downloads: Downloads) -> None:
+    downloads.offer("stays", url="http://localhost/{file}", agreement=PAGE)
+    downloads.offer("one", url="http://localhost/{file}", files=["a"])
 
-    done = workplace.run("--list")
+    done = downloads.run("--list")
 
     assert done.code == 0
     assert done.out.index("one") < done.out.index("stays")
     assert PAGE in done.out
-    assert workplace.files() == set()
+    assert downloads.files() == set()
 
 
 def test_our_own_sources_are_complete() -> None:
