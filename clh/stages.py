@@ -265,10 +265,12 @@ def _why_missed(code: str, outcome: Outcome, system: CodeSystem, threshold: floa
     evidenced = {one.code for one in example.evidence}
     if code not in system or not system.billable(code):
         return "not billable in this release"
-    if stem not in steps.located:
+    # Given gold verdicts, assign has codes that nothing located, and with their 7th characters.
+    probability = max(steps.verified.get(name, 0.0) for name in (stem, code))
+    if stem not in steps.located and not probability:
         missed = code in evidenced and code not in _touched(example, steps.terms)
         return "not found by analyze" if missed else "not retrieved by locate"
-    if steps.verified.get(stem, 0.0) < threshold:
+    if probability < threshold:
         return "rejected by verify"
     return "dropped by assign"
 

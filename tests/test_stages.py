@@ -112,6 +112,9 @@ def outcome(
             outcome({"S83.411A": ""}, located=("S83.411",), verified={"S83.411": 0.9}),
             "dropped by assign",
         ),
+        # Assign alone, on gold verdicts, for which nothing was located.
+        (outcome({"I10": "hypertension"}, verified={"I10": 1.0}), "dropped by assign"),
+        (outcome({"S83.411A": ""}, verified={"S83.411A": 1.0}), "dropped by assign"),
     ],
 )
 def test_a_missed_code_is_lost_at_one_stage(system: CodeSystem, one: Outcome, why: str) -> None:
