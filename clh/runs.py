@@ -70,7 +70,7 @@ def command(main: Callable[[], int | None]) -> None:
     """Run a script's `main` and exit: what it raises on purpose is one line, not a traceback."""
     try:
         code = main()
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         print(
             f"{error.name} is not installed: `pip install 'clh[experiments]'`",
             file=sys.stderr,
@@ -176,7 +176,7 @@ class Folder:
     def _drop_what_is_not_in_all(self) -> None:
         """Cut each file after the last line that all have: a kill leaves one a line short."""
         contents = [file.read_bytes() for file in self._files]
-        done = min(content.count(b"\n") for content in contents)
+        done = min((content.count(b"\n") for content in contents), default=0)
         for file, content in zip(self._files, contents, strict=True):
             kept = b"".join(line + b"\n" for line in content.split(b"\n")[:done])
             if kept != content:

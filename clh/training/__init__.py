@@ -1,0 +1,1 @@
+"""What trains the models, shared by the experiment scripts."""

@@ -1,0 +1,143 @@
+"""What the towers learn from: texts, and the codes that they mean.
+
+Codes are as locate reports them: without a 7th character, and for a category the code of a mention
+that says no more.
+"""
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from clh.corpora import Example
+from clh.errors import InputError
+from clh.icd.index import IndexTerm
+from clh.icd.tabular import CodeSystem
+from clh.reader import Reader
+from clh.retrieval.lexical import expand, plain
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Ways to say one thing, and the codes that it means; a sentence may mean none."""
+
+    texts: tuple[str, ...]
+    codes: frozenset[str]
+
+
+def sentence_pairs(
+    examples: Iterable[Example], system: CodeSystem, reader: Reader
+) -> list[list[Pair]]:
+    """For each example all sentences that analyze would read, with the codes marked in them.
+
+    A sentence without marks has no codes. Raises InputError for an example that has codes but no
+    evidence, from which no sentence can be learned.
+    """
+    found = []
+    for example in examples:
+        if example.codes and not example.evidence:
+            raise InputError(f"{example.id} has codes without evidence: towers learn from evidence")
+        note = example.note
+        marks = [
+            (span.start, span.end, stem)
+            for code in dict.fromkeys(one.code for one in example.evidence)
+            if (stem := reported(code, system)) is not None
+            for span in example.spans(code)
+        ]
+        pairs = []
+        for sentence in reader.sentences(note.text):
+            start, end = sentence.tokens.start_char, sentence.tokens.end_char
+            codes = frozenset(code for at, to, code in marks if at < end and start < to)
+            pairs.append(Pair((query(sentence.tokens.text),), codes))
+        found.append(pairs)
+    return found
+
+
+def index_pairs(
+    terms: Sequence[IndexTerm], system: CodeSystem, abbreviations: Mapping[str, str]
+) -> list[Pair]:
+    """What the Alphabetic Index says: each term as printed, as spoken, and with its modifiers.
+
+    A term that refers to another (`see`, `see also`) means what that one means. `abbreviations`
+    gives for a phrase its short form, with which a text is said once more.
+    """
+    coded: defaultdict[str, set[str]] = defaultdict(set)
+    for term in terms:
+        if term.code is not None:
+            code = reported(system.normalize(term.code), system)
+            for key in (_key(term.text), _key(", ".join(_first(term)))):
+                coded[key].update([code] if code is not None else [])
+    pairs = []
+    for term in terms:
+        texts = list(dict.fromkeys(_ways(term)))
+        own = coded[_key(term.text)] if term.code is not None else set()
+        referred = (coded.get(_key(see), set()) for see in (term.see, term.see_also) if see)
+        codes = own.union(*referred)
+        if codes:
+            pairs.append(Pair(tuple(abbreviated(texts, abbreviations)), frozenset(codes)))
+    return pairs
+
+
+def abbreviated(texts: Sequence[str], abbreviations: Mapping[str, str]) -> list[str]:
+    """The texts, and again with phrases that clinicians abbreviate in their short form."""
+    longest = max((len(phrase.split()) for phrase in abbreviations), default=0)
+    short = []
+    for text in texts:
+        words, said = text.split(), []
+        while words:
+            sizes = range(min(longest, len(words)), 0, -1)
+            phrases = {size: " ".join(words[:size]).lower() for size in sizes}
+            size = next((size for size in sizes if phrases[size] in abbreviations), 1)
+            said.append(abbreviations.get(phrases.get(size, ""), words[0]))
+            words = words[size:]
+        short.append(" ".join(said))
+    return list(dict.fromkeys([*texts, *short]))
+
+
+def read_abbreviations(file: Path, least_share: float) -> dict[str, str]:
+    """Phrase -> short form, of lines `short form <TAB> phrase <TAB> share of its uses`.
+
+    Senses below `least_share` are left out. Raises InputError for a file that has other lines.
+    """
+    short: dict[str, str] = {}
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+        for number, line in enumerate(lines, start=1):  # noqa: B007
+            form, phrase, share = line.split("\t")
+            if float(share) >= least_share:
+                short.setdefault(phrase.lower(), form)
+    except OSError as error:
+        raise InputError(f"cannot read {file}: {error.strerror}") from error
+    except ValueError as error:
+        raise InputError(
+            f"{file}, line {number}: give short form, phrase and share, with tabs between"
+        ) from error
+    return short
+
+
+def query(text: str) -> str:
+    """A piece of a note as the query tower gets it."""
+    return expand(" ".join(text.split()))
+
+
+def reported(code: str, system: CodeSystem) -> str | None:
+    """The code that locate reports for `code`; None for one that the release does not have."""
+    return system.stem(system.unspecified(code) or code) if code in system else None
+
+
+def _ways(term: IndexTerm) -> Iterable[str]:
+    yield term.text
+    spoken = " ".join(reversed(_first(term)))
+    yield spoken
+    for modifier in term.modifiers:
+        yield f"{modifier} {spoken}"
+
+
+def _first(term: IndexTerm) -> list[str]:
+    """The path without other forms of its words: "Hemorrhage" of "Hemorrhage, hemorrhagic"."""
+    return [plain(part).partition(",")[0] for part in term.path]
+
+
+def _key(text: str) -> str:
+    return " ".join(re.findall(r"\w+", text.lower()))
