@@ -16,6 +16,7 @@ from clh.llm import LanguageModel
 from clh.reader import Reader
 from clh.retrieval.ann import CodeIndex, open_index
 from clh.retrieval.lexical import Lexicon
+from clh.retrieval.prior import Prior
 from clh.retrieval.towers import Tower, load_tower
 from clh.schema import Agent
 
@@ -49,6 +50,7 @@ class Context:
     reader: Reader
     tower: Tower  # of queries
     index: CodeIndex
+    prior: Prior | None
     lexicon: Lexicon
     verifier: Verifier
     llm: LanguageModel | None
@@ -61,12 +63,15 @@ class Context:
         Raises ModelError where weights are missing or damaged, InputError where the audit database
         cannot be written.
         """
+        system = load_tabular()
+        prior = settings.locate.prior
         return cls(
             settings=settings,
-            system=load_tabular(),
+            system=system,
             reader=Reader(),
             tower=load_tower(settings.towers.query, settings),
             index=index,
+            prior=Prior.load(prior, index, system) if prior else None,
             lexicon=Lexicon(index.texts),
             verifier=Verifier.load(settings.verify.weights),
             llm=_load_llm(settings),
@@ -80,7 +85,7 @@ class Context:
         asked = self.llm.id if self.llm is not None else ""
         return {
             "analyze": asked if settings.analyze.source == "llm" else f"{self.tower.id} + negspacy",
-            "locate": self.tower.id,
+            "locate": self.tower.id + (f" + {self.prior.id}" if self.prior is not None else ""),
             "verify": asked
             if settings.verify.source == "llm"
             else f"{self.tower.id} + {self.verifier.id}",

@@ -18,7 +18,7 @@ from agents.state import Node, State, begin, finish
 from agents.verify import verify
 from clh.audit import Exchange
 from clh.corpora import Example
-from clh.retrieval.lexical import expand
+from clh.retrieval.lexical import query
 from clh.schema import (
     AGENTS,
     Agent,
@@ -78,7 +78,7 @@ async def whole(example: Example, context: Context, git: str) -> Outcome:
     """The example coded as `clh code` would."""
     recorder = Recorder()
     coded = await code_note(example.note, replace(context, audit=recorder))
-    return _outcome(example, recorder.added, coded, recorder, git)
+    return _outcome(example, recorder.added, coded, recorder, context, git)
 
 
 async def alone(
@@ -110,7 +110,7 @@ async def alone(
     if agent in ("locate", "verify"):
         state["codes"] = _ranking(agent, state, context)
     done = await finish(state, runtime=runtime)  # type: ignore[arg-type]
-    return _outcome(example, state, done["coded_note"], recorder, git)
+    return _outcome(example, state, done["coded_note"], recorder, context, git)
 
 
 def _gold(agent: Agent, example: Example, context: Context) -> dict[str, Any]:
@@ -162,7 +162,7 @@ def _terms(note: Note, quotes: Iterable[Span], context: Context) -> list[Term]:
         Term(
             quote=quote,
             sentence=quote,
-            lead_term=expand(" ".join(quote.text.lower().split())) or quote.text,
+            lead_term=query(quote.text) or quote.text,
             status="affirmed",
         )
         for quote in quotes
@@ -185,12 +185,13 @@ def _missing(
 
 def _ranking(agent: Agent, state: Mapping[str, Any], context: Context) -> list[AssignedCode]:
     """The codes that an agent proposes for the note, best first, each with its best evidence."""
-    best = islice(_best(agent, state).items(), max(CUTOFFS))
+    best = list(islice(_best(agent, state).items(), max(CUTOFFS)))
+    highest = max([1.0, *(score for _, (score, _, _) in best)])  # with a prior it is above 1
     return [
         AssignedCode(
             code=code,
             description=context.system[code].title,
-            confidence=min(max(score, 0.0), 1.0),
+            confidence=max(score / highest, 0.0),
             sequence=sequence,
             evidence=(state["terms"][position].quote,),
             rationale=why,
@@ -203,7 +204,7 @@ def _best(agent: Agent, state: Mapping[str, Any]) -> dict[str, tuple[float, int,
     """For each code the best score, the term that has it, and why; best first."""
     if agent == "locate":
         scores = [
-            (one.code, one.score, position, one.matched)
+            (one.code, one.rank, position, one.matched)
             for position, found in enumerate(state.get("candidates", []))
             for one in found
         ]
@@ -218,8 +219,26 @@ def _best(agent: Agent, state: Mapping[str, Any]) -> dict[str, tuple[float, int,
     return best
 
 
+def _near(candidates: Sequence[Sequence[Candidate]], context: Context) -> dict[str, float]:
+    """What locate would have found without a prior: each term's best codes by the rest."""
+    most, reported = context.settings.locate.candidates, context.system.reported
+    best: dict[str, float] = {}
+    for found in candidates:
+        # The index has codes as they are reported; others came by the prior.
+        from_index = [one for one in found if reported(one.code) == one.code]
+        ranks = {one.code: round(one.rank - one.prior, 4) for one in from_index}
+        for code in sorted(ranks, key=lambda code: -ranks[code])[:most]:
+            best[code] = max(best.get(code, -1.0), ranks[code])
+    return dict(sorted(best.items(), key=lambda item: -item[1]))
+
+
 def _outcome(
-    example: Example, state: Mapping[str, Any], coded: CodedNote, recorder: Recorder, git: str
+    example: Example,
+    state: Mapping[str, Any],
+    coded: CodedNote,
+    recorder: Recorder,
+    context: Context,
+    git: str,
 ) -> Outcome:
     def scores(agent: Agent) -> dict[str, float]:
         return {code: round(score, 4) for code, (score, _, _) in _best(agent, state).items()}
@@ -232,6 +251,7 @@ def _outcome(
         exchanges=tuple(recorder.exchanges),
         terms=tuple(state.get("terms", ())),
         located=scores("locate"),
+        near=_near(state.get("candidates", []), context),
         verified=scores("verify"),
     )
     gold = CodedExample(**dict(coded), gold=example.codes)

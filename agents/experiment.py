@@ -53,7 +53,10 @@ def run(arguments: argparse.Namespace, reported: Sequence[Agent], code: Code, **
     all. Returns the exit code. Raises InputError for data or flags that cannot be used.
     """
     recipe = runs.read_recipe(arguments.recipe, Recipe)
-    usual = {"policy": corpora.find(arguments.dataset).policy, **recipe.settings}
+    corpus = corpora.find(arguments.dataset)
+    prior = corpus.prior if arguments.prior is None else arguments.prior
+    usual = {"policy": corpus.policy, **recipe.settings}
+    usual["locate"] = {"prior": prior, **recipe.settings.get("locate", {})}
     given = {"policy": arguments.policy} if arguments.policy else {}
     settings = Settings.load(arguments.profile, **usual | given)
     system = load_tabular()
@@ -89,7 +92,7 @@ def run(arguments: argparse.Namespace, reported: Sequence[Agent], code: Code, **
         "n_notes": len(outcomes),
         "code_space": len(system),
         "stages": _stages(outcomes, reported, system, threshold),
-        "ci95": _intervals(outcomes, reported, recipe.bootstrap, arguments.seed),
+        "ci95": _intervals(outcomes, reported, system, recipe.bootstrap, arguments.seed),
         **(_tables(outcomes, system, threshold, arguments) if "assign" in reported else {}),
         "speed": _speed(outcomes),
         "failed_notes": sum(bool(one.coded.errors) for one in outcomes),
@@ -165,12 +168,22 @@ def _stages(
 
 
 def _intervals(
-    outcomes: Sequence[Outcome], reported: Sequence[Agent], samples: int, seed: int
-) -> dict[str, tuple[float, float]]:
+    outcomes: Sequence[Outcome],
+    reported: Sequence[Agent],
+    system: CodeSystem,
+    samples: int,
+    seed: int,
+) -> dict[str, Any]:
     """95% intervals of what the last stage is judged by, notes resampled."""
+    if reported[-1] == "locate":
+        with_prior, without = stages.located(outcomes, system)
+        recall = [f"recall@{k}" for k in stages.CUTOFFS]
+        no_prior = metrics.bootstrap(without, recall, samples=samples, seed=seed)
+        return metrics.bootstrap(with_prior, recall, samples=samples, seed=seed) | {
+            "no_prior": no_prior
+        }
     judged_by = {
         "analyze": [],
-        "locate": [f"recall@{k}" for k in stages.CUTOFFS],
         "verify": ["map"],
         "assign": ["micro_f1", "micro_precision", "micro_recall", "macro_f1", "exact_match", "map"],
     }[reported[-1]]

@@ -1,10 +1,11 @@
-"""Locate: for every term the codes whose texts lie closest, by meaning."""
+"""Locate: for every term the codes whose texts lie closest, by meaning and by words."""
 
 import asyncio
 from typing import Any
 
 from agents.context import Context
 from agents.state import State, Trace, agent
+from clh.retrieval import hybrid
 from clh.schema import Candidate
 
 
@@ -16,25 +17,26 @@ async def locate(state: State, context: Context, trace: Trace) -> dict[str, Any]
 
 
 def search(queries: list[str], context: Context) -> list[list[Candidate]]:
-    """For each query the nearest codes, best first.
-
-    A category stands for the code that the book gives to a mention without more detail, and each
-    code comes once, with the text that lies closest.
-    """
-    settings, system = context.settings.locate, context.system
-    vectors = context.tower.encode(queries)
-    # Several texts lead to one code, so more texts than codes are looked at.
-    hits = context.index.nearest(vectors, 2 * settings.candidates, settings.shortlist)
-    found: list[list[Candidate]] = []
-    for near in hits:
-        candidates: dict[str, Candidate] = {}
-        for hit in near:
-            code = system.unspecified(hit.code) or hit.code
-            candidates.setdefault(
-                code,
-                Candidate(
-                    code=code, title=system[code].title, matched=hit.text, score=min(hit.score, 1.0)
-                ),
+    """For each query its candidates, best first: each code once, with its best text."""
+    found = hybrid.search(
+        queries,
+        context.tower.encode(queries),
+        context.index,
+        context.lexicon,
+        context.prior,
+        context.settings.locate,
+    )
+    return [
+        [
+            Candidate(
+                code=one.code,
+                title=context.system[one.code].title,
+                matched=one.text,
+                score=min(one.similarity, 1.0),
+                words=one.words,
+                prior=one.prior,
             )
-        found.append(list(candidates.values())[: settings.candidates])
-    return found
+            for one in best
+        ]
+        for best in found
+    ]

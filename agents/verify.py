@@ -67,8 +67,9 @@ def features(
     let a logistic regression tell a paraphrase from a near miss.
     """
     sentence = expand(term.sentence.text)
+    nearest = max((candidate.score for candidate in candidates), default=0.0)
     measured = []
-    for rank, candidate in enumerate(candidates):
+    for candidate in candidates:
         matched = lexicon.coverage(candidate.matched, by=term.lead_term)
         quote = lexicon.coverage(term.lead_term, by=candidate.matched)
         measured.append(
@@ -81,7 +82,7 @@ def features(
                 "quote_times_matched": quote * matched,
                 "matched_in_sentence": lexicon.coverage(candidate.matched, by=sentence),
                 "residual_title": float("other" in candidate.title.lower().split()),
-                "first": float(rank == 0),
+                "first": float(candidate.score == nearest),
             }
         )
     return measured

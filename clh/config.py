@@ -82,6 +82,8 @@ class Locate(Section):
     coarse_dim: Positive
     shortlist: Positive
     candidates: Positive
+    words: Annotated[float, Field(ge=0)]
+    prior: str
 
 
 class Verify(Section):

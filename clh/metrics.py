@@ -162,7 +162,7 @@ def categories(notes: Iterable[Scored]) -> list[Scored]:
 
 
 def _comparable(code: str, system: CodeSystem) -> str:
-    return system.stem(system.unspecified(code) or code) if code in system else code
+    return system.reported(code) if code in system else code
 
 
 def _mapped(notes: Iterable[Scored], name: Callable[[str], str]) -> list[Scored]:

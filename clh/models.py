@@ -18,6 +18,9 @@ _log = logging.getLogger(__name__)
 _HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]
 
 
+_OURS = Path(__file__).parent / "weights"
+
+
 class _Package(NamedTuple):
     """A distribution that carries weights, and where in it they lie."""
 
@@ -57,8 +60,8 @@ def source(name: str) -> Path:
     """The folder or GGUF file that model `name` comes from; nothing is converted.
 
     `name` is, in this order: a folder; a hub id, `org/name`, which is downloaded unless the hub's
-    own cache has it (then no network call is made); or a model that a package carries,
-    `all-MiniLM-L6-v2` or `SmolLM2-135M-Instruct`.
+    own cache has it (then no network call is made); weights of ours in `clh/weights`, `clh-towers`;
+    or a model that a package carries, `all-MiniLM-L6-v2` or `SmolLM2-135M-Instruct`.
 
     Raises:
         ModelError: nothing by that name is here or can be had.
@@ -71,7 +74,10 @@ def source(name: str) -> Path:
         return _from_hub(name)
     if name in _PACKAGES:
         return _from_package(_PACKAGES[name])
-    known = ", ".join(_PACKAGES)
+    if (_OURS / name / "config.json").is_file():
+        return _OURS / name
+    ours = sorted(file.parent.name for file in _OURS.glob("*/config.json"))
+    known = ", ".join([*ours, *_PACKAGES])
     raise ModelError(f"no model {name!r}: give a folder, a hub id like org/name, or one of {known}")
 
 

@@ -46,6 +46,10 @@ def parser(doc: str, recipe: str) -> argparse.ArgumentParser:
         "--policy", choices=("encounter", "mention"), help="what counts; the dataset's own if none"
     )
     flags.add_argument(
+        "--prior",
+        help="how often codes occur: a folder of fit_locate.py; the dataset's own if none",
+    )
+    flags.add_argument(
         "--unit",
         choices=("encounter", "document"),
         default="encounter",

@@ -70,6 +70,13 @@ class Candidate(Shape):
     title: str
     matched: str = Field(description="the title, inclusion term or index term that lay closest")
     score: float = Field(description="cosine similarity of lead term and matched text")
+    words: float = Field(default=0.0, description="what the words that both have add to it")
+    prior: float = Field(default=0.0, description="what the corpus's use of the code adds to it")
+
+    @property
+    def rank(self) -> float:
+        """What locate orders candidates by."""
+        return self.score + self.words + self.prior
 
 
 class Verdict(Shape):

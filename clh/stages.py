@@ -45,7 +45,8 @@ class Steps(Shape):
     git: str
     exchanges: tuple[Exchanged, ...] = ()
     terms: tuple[Term, ...] = ()
-    located: dict[str, float] = Field(default={}, description="code -> similarity")
+    located: dict[str, float] = Field(default={}, description="code -> similarity and prior")
+    near: dict[str, float] = Field(default={}, description="the same by similarity alone")
     verified: dict[str, float] = Field(default={}, description="code -> probability")
 
 
@@ -159,16 +160,29 @@ def locate_scores(outcomes: Sequence[Outcome], system: CodeSystem) -> dict[str, 
     """Recall of the codes that locate proposes for a note, ranked by their best similarity.
 
     Locate searches codes without their 7th character, so gold codes are held against it without.
+    `no_prior` is what it would propose if it knew nothing of the corpus's use of codes.
     """
-    ranked = [_ranked(one.example, one.steps.located, system) for one in outcomes]
-    scores = metrics.rank_scores(ranked, CUTOFFS)
-    recall = {f"recall@{k}": scores[f"recall@{k}"] for k in CUTOFFS}
+    ranked, near = located(outcomes, system)
+
+    def recall(notes: list[Scored]) -> dict[str, float]:
+        scores = metrics.rank_scores(notes, CUTOFFS)
+        return {f"recall@{k}": scores[f"recall@{k}"] for k in CUTOFFS}
+
     return {
         "candidates_per_note": sum(len(one.predicted) for one in ranked) / len(ranked),
         "recall": metrics.set_scores(ranked)["micro_recall"],
-        **recall,
-        "no_prior": recall,  # no prior is fitted to any corpus yet, so both are the same
+        **recall(ranked),
+        "no_prior": recall(near),
     }
+
+
+def located(outcomes: Iterable[Outcome], system: CodeSystem) -> tuple[list[Scored], list[Scored]]:
+    """What locate proposes for each note, and what it would have proposed without a prior."""
+    notes = [(one.example, one.steps) for one in outcomes]
+    return (
+        [_ranked(example, steps.located, system) for example, steps in notes],
+        [_ranked(example, steps.near, system) for example, steps in notes],
+    )
 
 
 def verify_scores(

@@ -1,9 +1,8 @@
-"""How long a note and a search take on this machine.
+"""How long a note takes on this machine; bench_search.py times searches.
 
     python experiments/bench_latency.py [--note FILE] [--runs N]
 
-Prints a table: commands as whole processes, a warm note by agent, and searches coarse-to-fine
-beside exact ones in the same run.
+Prints a table: commands as whole processes, and a warm note by agent.
 """
 
 import argparse
@@ -24,8 +23,6 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=5)
     arguments = parser.parse_args()
 
-    import faiss
-    import numpy as np
     import torch
     from rich.console import Console
     from rich.table import Table
@@ -66,31 +63,7 @@ def main() -> None:
         for agent in warm[0]:
             row(f"  {agent}", [one[agent] for one in warm])
 
-    queries = [term for term in index.texts[:: len(index) // 200] if term][:200]
-    vectors = context.tower.encode(queries)
-    exact = faiss.IndexFlatIP(vectors.shape[1])
-    exact.add(index.vectors())
-    k, shortlist = settings.locate.candidates, settings.locate.shortlist
-
-    def search(query: str) -> None:
-        index.nearest(context.tower.encode([query]), k, shortlist)
-
-    row("search: embed and find", [_time(lambda q=q: search(q)) for q in queries])
-    coarse = [_time(lambda v=v: index.nearest(v[None], k, shortlist)) for v in vectors]
-    row("  find, coarse to fine", coarse)
-    faiss.omp_set_num_threads(torch.get_num_threads())
-    row("  find, exact", [_time(lambda v=v: exact.search(v[None], k)) for v in vectors])
-    _, right = exact.search(vectors, k)
-    texts = np.array(index.texts)
-    found = index.nearest(vectors, k, shortlist)
-    kept = np.mean(
-        [
-            len({hit.text for hit in hits} & set(texts[row])) / len(set(texts[row]))
-            for hits, row in zip(found, right, strict=True)
-        ]
-    )
     Console().print(table)
-    print(f"coarse-to-fine finds {kept:.1%} of the exact {k} nearest texts, {len(index):,} texts")
 
 
 def _times(runs: int, work: Callable[[], object]) -> list[float]:

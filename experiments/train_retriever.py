@@ -56,17 +56,18 @@ def main() -> int:
     system = load_tabular()
     base = models.resolve(recipe.base, Settings.load().cache_dir)
     examples = list(corpora.read(arguments.dataset, arguments.data_dir, "train"))
-    documents = sentence_pairs(examples[: arguments.limit], system, Reader())
+    chosen = corpora.hold_out(examples[: arguments.limit], recipe.held_out, recipe.seed)
+    documents, held_out = (sentence_pairs(some, system, Reader()) for some in chosen)
     index = [term for file in arguments.index for term in read_index(file)]
     short = {}
     if arguments.abbreviations is not None:
         short = read_abbreviations(arguments.abbreviations, recipe.abbreviation_share)
-    data = Data(documents, index_pairs(index, system, short), index, system, recipe)
+    data = Data(documents, held_out, index_pairs(index, system, short), index, system, recipe)
     config = {
         "recipe": recipe.model_dump(mode="json"),
         "dataset": arguments.dataset,
         "documents": len(documents),
-        "held_out": len(data.held_out),
+        "held_out": len(held_out),
         **{name: len(pool) for name, (pool, _) in data.pools.items()},
         "codes": len(data.titles),
         "base": models.model_id(recipe.base, base),

@@ -73,6 +73,7 @@ def make_context(data_dir: Path, llm: LanguageModel | None = None, **flags: Any)
         reader=_reader(),
         tower=ToyTower(),
         index=index,
+        prior=None,
         lexicon=Lexicon(index.texts),
         verifier=Verifier("by hand", -6.0, defaultdict(float, weights)),
         llm=llm,
@@ -92,5 +93,6 @@ def _toy_index(coarse_dim: int) -> "CodeIndex":
     from clh.retrieval.ann import CodeIndex
     from clh.retrieval.lexical import searchable
 
-    pairs = searchable(toy_system())
+    system = toy_system()
+    pairs = [(system.reported(code), text) for code, text in searchable(system)]
     return CodeIndex.build(pairs, ToyTower().encode([text for _, text in pairs]), coarse_dim)

@@ -1,8 +1,10 @@
 """Stand-ins for what is slow or far away."""
 
 import hashlib
+import re
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -180,3 +182,38 @@ def toy_system() -> CodeSystem:
         if len(code) == len("S83.411") and code.startswith("S"):
             entries += [entry(code + end, f"{title}, {said}") for end, said in _ENCOUNTERS.items()]
     return CodeSystem("toy", entries)
+
+
+def tiny_encoder(folder: Path) -> Path:
+    """Write a real, untrained encoder of a few thousand weights; returns its folder."""
+    import torch
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.normalizers import Lowercase
+    from tokenizers.pre_tokenizers import Whitespace
+    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+    titles = (toy_system()[code].title for code in toy_system())
+    words = sorted(
+        {word for title in titles for word in re.findall(r"\w+|[^\w\s]+", title.lower())}
+    )
+    vocabulary = {word: row for row, word in enumerate(["[PAD]", "[UNK]", *words])}
+    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = Lowercase(), Whitespace()
+    torch.manual_seed(0)
+    model = BertModel(
+        BertConfig(
+            vocab_size=len(vocabulary),
+            hidden_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=32,
+        )
+    )
+    model.save_pretrained(folder)
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+    ).save_pretrained(folder)
+    return folder

@@ -69,6 +69,7 @@ def outcome(
             for quote in quotes
         ),
         located={code: 1 - rank / 10 for rank, code in enumerate(located)},
+        near={code: 1 - rank / 10 for rank, code in enumerate(located)},
         verified=verified or {},
     )
     coded = CodedExample(

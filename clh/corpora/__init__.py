@@ -1,7 +1,7 @@
 """The corpora of the field, each read into the same examples by an adapter of its own."""
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -33,10 +33,11 @@ class Corpus(NamedTuple):
     codes: str  # the code system of its gold codes
     policy: Policy  # what its annotators report
     splits: tuple[str, ...]  # empty: whatever files the folder holds
+    prior: str = ""  # of its codes, in clh/weights, for locate
 
 
 CORPORA: dict[str, Corpus] = {
-    "codiesp": Corpus(codiesp.read, "ICD-10-CM", "mention", _THREE),
+    "codiesp": Corpus(codiesp.read, "ICD-10-CM", "mention", _THREE, "prior-codiesp"),
     "codiesp-procedures": Corpus(
         partial(codiesp.read, kind="procedure"), "ICD-10-PCS", "mention", _THREE
     ),
@@ -97,6 +98,15 @@ def read(dataset: str, folder: Path, split: str) -> Iterator[Example]:
     if (prepared / f"{split}.parquet").exists():
         return table.read_parquet(prepared, split)
     return corpus.read(folder, split)
+
+
+def hold_out(
+    examples: Sequence[Example], share: float, seed: int
+) -> tuple[list[Example], list[Example]]:
+    """The examples to learn from, and a share of them that chooses among what was learned."""
+    shuffled = random.Random(seed).sample(examples, len(examples))  # noqa: S311
+    kept = round(len(examples) * (1 - share))
+    return shuffled[:kept], shuffled[kept:]
 
 
 def sample(

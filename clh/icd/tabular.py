@@ -200,6 +200,13 @@ class CodeSystem(Mapping[str, Entry]):
         default = self._named_nos(code) or self._residual_child(code)
         return None if default is None else self.unspecified(default)
 
+    def reported(self, code: str) -> str:
+        """The code that a mention of `code` is reported by: `unspecified`'s, without 7th character.
+
+        Where the book offers none, it is the code itself.
+        """
+        return self.stem(self.unspecified(code) or code)
+
     def vaguer(self, code: str, than: str) -> bool:
         """Whether `code` says the same as `than` in less detail.
 

@@ -3,12 +3,14 @@
 import math
 import re
 import tomllib
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterable
 from functools import cache, lru_cache
 from importlib.resources import files
 
+import numpy as np
 import snowballstemmer
+from numpy.typing import NDArray
 
 from clh.icd.index import IndexTerm
 from clh.icd.tabular import CodeSystem
@@ -22,6 +24,7 @@ _UNSAID = re.compile(
 )
 _NONESSENTIAL = re.compile(r"\s*\([^)]*\)")
 _WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)?")
+_NO_CONTENT = 1e-9  # added to weights, so that a text without content is not covered
 _FUNCTION_WORDS = frozenset(
     [
         "a",
@@ -102,6 +105,11 @@ def expand(text: str) -> str:
     return pattern.sub(lambda found: synonyms[found[0].lower()], text)
 
 
+def query(text: str) -> str:
+    """A piece of a note as locate looks it up: on one line, in the code book's words."""
+    return expand(" ".join(text.split()))
+
+
 @lru_cache(maxsize=200_000)
 def content_words(text: str) -> frozenset[str]:
     """The stemmed words of a text, less those that carry no content."""
@@ -113,10 +121,18 @@ class Lexicon:
     """How much each word tells, by how few texts of the code system use it."""
 
     def __init__(self, texts: Iterable[str]) -> None:
-        """Count the texts that hold each word."""
-        counted = list(texts)
-        self._texts = len(counted)
-        self._holding = Counter(word for text in counted for word in content_words(text))
+        """Note which texts hold each word."""
+        rows: defaultdict[str, list[int]] = defaultdict(list)
+        count = 0
+        for row, text in enumerate(texts):
+            count += 1
+            for word in content_words(text):
+                rows[word].append(row)
+        self._texts = count
+        self._rows = {word: np.array(places) for word, places in rows.items()}
+        self._totals = np.full(count, _NO_CONTENT)
+        for word, places in self._rows.items():
+            self._totals[places] += self._weight(word)
 
     def coverage(self, text: str, by: str) -> float:
         """The share of `text`'s content, from 0 to 1, that the words of `by` hold.
@@ -128,8 +144,17 @@ class Lexicon:
         total = math.fsum(map(self._weight, words))
         return math.fsum(map(self._weight, words & held)) / total if total else 0.0
 
+    def coverages(self, by: str) -> NDArray[np.float64]:
+        """The coverage of every text, in the order they were given: shape (texts,)."""
+        held = np.zeros(self._texts)
+        for word in sorted(content_words(by)):
+            if word in self._rows:
+                held[self._rows[word]] += self._weight(word)
+        shares: NDArray[np.float64] = held / self._totals
+        return shares
+
     def _weight(self, word: str) -> float:
-        return math.log((1 + self._texts) / (1 + self._holding[word]))
+        return math.log((1 + self._texts) / (1 + len(self._rows.get(word, ()))))
 
 
 @cache

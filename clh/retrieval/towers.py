@@ -106,7 +106,8 @@ class TextEncoder(torch.nn.Module):
         states = self.encoder(**tokens).last_hidden_state.float()
         mask = tokens["attention_mask"].unsqueeze(-1).float()
         pooled = (states * mask).sum(1) / mask.sum(1)
-        return pooled if self.head is None else self.head(pooled)
+        vectors: Tensor = pooled if self.head is None else self.head(pooled)
+        return vectors
 
 
 class TextTower:

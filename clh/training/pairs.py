@@ -15,7 +15,7 @@ from clh.errors import InputError
 from clh.icd.index import IndexTerm
 from clh.icd.tabular import CodeSystem
 from clh.reader import Reader
-from clh.retrieval.lexical import expand, plain
+from clh.retrieval.lexical import plain, query
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,14 +116,9 @@ def read_abbreviations(file: Path, least_share: float) -> dict[str, str]:
     return short
 
 
-def query(text: str) -> str:
-    """A piece of a note as the query tower gets it."""
-    return expand(" ".join(text.split()))
-
-
 def reported(code: str, system: CodeSystem) -> str | None:
     """The code that locate reports for `code`; None for one that the release does not have."""
-    return system.stem(system.unspecified(code) or code) if code in system else None
+    return system.reported(code) if code in system else None
 
 
 def _ways(term: IndexTerm) -> Iterable[str]:

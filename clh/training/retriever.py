@@ -16,7 +16,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -85,21 +85,19 @@ class Data:
 
     def __init__(
         self,
-        documents: Sequence[Sequence[Pair]],
+        documents: Iterable[Sequence[Pair]],
+        held_out: Sequence[Sequence[Pair]],
         terms: Sequence[Pair],
         index: Iterable[IndexTerm],
         system: CodeSystem,
         recipe: Recipe,
     ) -> None:
-        """Hold out a share of the `documents`, each a list of sentences.
+        """Take documents, each a list of sentences, and the terms and index of the code system.
 
-        `terms` and `index` are of the code system. InputError when a batch would be larger than
-        what there is.
+        InputError when a batch would be larger than what there is.
         """
-        shuffled = random.Random(recipe.seed).sample(documents, len(documents))  # noqa: S311
-        kept = round(len(documents) * (1 - recipe.held_out))
-        self.held_out = shuffled[kept:]
-        sentences = [pair for document in shuffled[:kept] for pair in document]
+        self.held_out = held_out
+        sentences = [pair for document in documents for pair in document]
         self.pools = {
             "marked": ([pair for pair in sentences if pair.codes], recipe.marked),
             "unmarked": ([pair for pair in sentences if not pair.codes], recipe.unmarked),
@@ -197,17 +195,17 @@ class Training:
         self._relations = Relations(system)
         start = torch.tensor(recipe.temperature, device=accelerator.device).log()
         self._log_temperature = torch.nn.Parameter(start, requires_grad=recipe.learn_temperature)
-        decayed = {"weight_decay": recipe.weight_decay}
+        named = dict(encoder.named_parameters())
+        head = [named.pop(name) for name in list(named) if name.startswith("head.")]
+        groups: list[dict[str, Any]] = [
+            {"params": [*named.values()]},
+            {"params": head, "lr": recipe.head_learning_rate},
+            {"params": [self._log_temperature], "weight_decay": 0},
+        ]
         self._optimizer = torch.optim.AdamW(
-            [
-                {"params": [*encoder.encoder.parameters()], "lr": recipe.learning_rate, **decayed},
-                {
-                    "params": [*encoder.head.parameters()],
-                    "lr": recipe.head_learning_rate,
-                    **decayed,
-                },
-                {"params": [self._log_temperature], "lr": recipe.learning_rate, "weight_decay": 0},
-            ],
+            groups,
+            lr=recipe.learning_rate,
+            weight_decay=recipe.weight_decay,
             fused=True,
         )
         self._schedule = torch.optim.lr_scheduler.LambdaLR(self._optimizer, self._rate)
@@ -303,7 +301,7 @@ class Training:
 
         def loss(parts: list[Tensor]) -> Tensor:
             vectors = torch.cat(parts)[order]
-            queries, texts = vectors.split([len(batch.queries), len(batch.texts)])
+            queries, texts = vectors[: len(batch.queries)], vectors[len(batch.queries) :]
             temperature = self._log_temperature.exp()
 
             def at_prefix(of: Sequence[Tensor]) -> Tensor:

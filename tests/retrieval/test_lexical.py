@@ -103,6 +103,12 @@ def test_coverage_is_a_share_and_grows_with_what_covers(text: str, by: str) -> N
     assert LEXICON.coverage(text, f"{text} {by}") == bool(content_words(text))
 
 
+@given(by=st.text() | st.sampled_from(TEXTS))
+def test_the_coverage_of_all_texts_is_that_of_each(by: str) -> None:
+    each = [LEXICON.coverage(text, by) for text in TEXTS]
+    assert LEXICON.coverages(by).tolist() == pytest.approx(each, abs=1e-6)
+
+
 def test_rare_words_weigh_more() -> None:
     rare = LEXICON.coverage("Pain in right knee", by="right")
     common = LEXICON.coverage("Pain in right knee", by="knee")

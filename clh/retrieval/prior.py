@@ -1,0 +1,81 @@
+"""What a corpus uses codes for: the prior of locate, explicit, per corpus, and off without one."""
+
+import hashlib
+import json
+import math
+from importlib.resources import files
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clh.errors import ModelError
+from clh.icd.tabular import CodeSystem
+from clh.retrieval.ann import CodeIndex
+from clh.retrieval.towers import Vectors
+
+_FILE = "prior.json"
+
+
+class Prior:
+    """How often the notes of a corpus carry each code, as its annotators write it.
+
+    A code gains `weight` times the logarithm of one more than its notes. The corpus's codes are so
+    few that each is held against every query, however far away it lies.
+    """
+
+    def __init__(
+        self, id: str, weight: float, notes: dict[str, int], index: CodeIndex, system: CodeSystem
+    ) -> None:
+        """Look up where `index` has the texts of the codes in `notes`."""
+        self.id = id
+        self._gains = {
+            code: weight * math.log1p(count) for code, count in notes.items() if code in system
+        }
+        rows: dict[str, list[int]] = {}
+        for row, (code, _) in enumerate(index.pairs):
+            rows.setdefault(code, []).append(row)
+        places = {code: rows.get(system.reported(code), []) for code in self._gains}
+        self._codes = [code for code, found in places.items() if found]
+        self._rows = [row for code in self._codes for row in places[code]]
+        self._ends = np.cumsum([len(places[code]) for code in self._codes])
+        self._starts = np.r_[0, self._ends][:-1]
+        self._added = np.array([self._gains[code] for code in self._codes])
+        self._vectors = index.vectors(self._rows)
+
+    @classmethod
+    def load(cls, name: str, index: CodeIndex, system: CodeSystem) -> Self:
+        """The prior in the folder `name`, or in `clh/weights/<name>`; ModelError if none is."""
+        folder = Path(name) if Path(name).is_dir() else files("clh") / "weights" / name
+        try:
+            raw = (folder / _FILE).read_bytes()
+            checksum = hashlib.sha256(raw).hexdigest()[:8]
+            given = json.loads(raw)
+            return cls(f"{folder.name}@{checksum}", given["weight"], given["notes"], index, system)
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise ModelError(f"prior {name!r} cannot be read: set locate.prior") from error
+
+    def gain(self, code: str) -> float:
+        """What is added to the similarity of a code; 0 for one that the corpus does not have."""
+        return self._gains.get(code, 0.0)
+
+    def best(
+        self, query: Vectors, words: NDArray[np.float64], k: int
+    ) -> list[tuple[str, int, float]]:
+        """The `k` codes of the corpus that rank highest for a query of shape (dimensions,).
+
+        Each with the row of its best text and that one's similarity; `words` is what each row of
+        the index gains by its words.
+        """
+        if not self._codes:
+            return []
+        similarity = self._vectors @ query
+        totals = similarity + words[self._rows]
+        ranks = np.maximum.reduceat(totals, self._starts) + self._added
+        found = []
+        for place in np.argsort(-ranks, kind="stable")[:k].tolist():
+            start, end = self._starts[place], self._ends[place]
+            at = start + int(totals[start:end].argmax())
+            found.append((self._codes[place], self._rows[at], float(similarity[at])))
+        return found

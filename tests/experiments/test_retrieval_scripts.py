@@ -1,0 +1,113 @@
+"""Scoring towers and fitting a prior, from the outside: a tiny encoder, the toy code system."""
+
+import json
+import runpy
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from clh.stages import CUTOFFS
+from tests.experiments.test_train_retriever import span
+from tests.fakes import tiny_encoder, toy_system
+
+SCRIPTS = Path(__file__).parents[2] / "experiments"
+TRAIN = [
+    ("Cough at night.", {"R05": "Cough"}),
+    ("Cough. Chest pain.", {"R05": "Cough", "R07.9": "Chest pain"}),
+    ("Heart failure.", {"I50.9": "Heart failure"}),
+    ("A cough.", {"R05": "cough"}),
+]
+DEV = [
+    ("Cough. Pain in throat.", {"R05": "Cough", "R07.0": "Pain in throat"}),
+    ("Nothing new.", {}),
+]
+
+Run = Callable[..., int]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Runs a script in this process, on the toy code system, and gives its exit code."""
+    monkeypatch.setattr("clh.icd.tabular.load_tabular", toy_system)
+    monkeypatch.setattr("agents.context.load_tabular", toy_system)
+    tower = str(tiny_encoder(tmp_path / "tower"))
+    monkeypatch.setenv("CLH_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("CLH_DATA_DIR", str(tmp_path / "data"))
+    monkeypatch.setenv("CLH_TOWERS__QUERY", tower)
+    monkeypatch.setenv("CLH_TOWERS__CODE", tower)
+    for split, rows in (("train", TRAIN), ("dev", DEV)):
+        write(tmp_path / f"{split}.jsonl", rows)
+
+    def script(name: str, *flags: object) -> int:
+        given = ["--dataset", "jsonl", "--data-dir", tmp_path, *flags]
+        monkeypatch.setattr(sys, "argv", [name, *map(str, given)])
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(str(SCRIPTS / f"{name}.py"), run_name="__main__")
+        assert isinstance(ended.value.code, int)
+        return ended.value.code
+
+    return script
+
+
+def write(file: Path, rows: list[tuple[str, dict[str, str]]]) -> None:
+    with file.open("w") as stream:
+        for number, (text, marks) in enumerate(rows):
+            evidence = [
+                {"code": code, "note_id": str(number), "spans": [span(text, quote)]}
+                for code, quote in marks.items()
+            ]
+            row = {"id": str(number), "text": text, "codes": [*marks], "evidence": evidence}
+            stream.write(json.dumps(row) + "\n")
+
+
+def test_towers_are_scored_by_view_and_prefix(run: Run, tmp_path: Path) -> None:
+    recipe = {"prefixes": [8, 64], "words": [0, 1], "kept": 200, "bootstrap": 20}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    out = tmp_path / "out"
+    tower = tmp_path / "tower"
+    flags = ("--split", "dev", "--recipe", tmp_path / "recipe.yaml", "--output", out)
+    assert run("eval_retriever", *flags, "--towers", tower) == 0
+
+    report = json.loads((out / "metrics.json").read_text())
+    rows = {(row["dimensions"], row["words"], row["view"]): row for row in report["scores"]}
+    views = ("sentences", "notes", "unseen")
+    searches = ((8, 0), (32, 0), (32, 1))
+    assert set(rows) == {(*search, view) for search in searches for view in views}
+    for row in rows.values():
+        for k in CUTOFFS:
+            score, low, high = row[f"recall@{k}"]
+            assert 0 <= low <= score <= high <= 1
+    # All codes of the toy system are within 200. R05 is reported as R05.9, which is not what the
+    # corpus writes; R07.0, which train lacks, is.
+    assert rows[32, 0, "sentences"]["recall@200"][0] == 1
+    assert rows[32, 0, "notes"]["recall@200"][0] == 0.5
+    assert rows[32, 0, "unseen"]["recall@200"][0] == 1
+    said = rows[32, 1, "sentences"]["recall@10"][0]
+    assert said >= rows[32, 0, "sentences"]["recall@10"][0]
+    assert (out / "table.md").read_text().count("\n") == 2 + len(rows)
+
+
+def test_a_fitted_prior_finds_codes_as_the_corpus_writes_them(run: Run, tmp_path: Path) -> None:
+    recipe = {"split": "train", "held_out": 0.25, "seed": 0, "candidates": 5}
+    recipe |= {"words": [0, 0.3], "priors": [0, 0.5]}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    prior = tmp_path / "prior"
+    assert run("fit_locate", "--recipe", tmp_path / "recipe.yaml", "--output", prior) == 0
+    fitted = json.loads((prior / "prior.json").read_text())
+    assert fitted["notes"] == {"I50.9": 1, "R05": 3, "R07.9": 1}
+    assert json.loads((prior / "metrics.json").read_text())["held_out"] == 1
+
+    located = {}
+    flags = ("--split", "dev", "--queries", "sentences")
+    for name, given in (("with", str(prior)), ("without", "")):
+        out = tmp_path / name
+        assert run("2_locate_agent", *flags, "--prior", given, "--output", out) == 0
+        located[name] = json.loads((out / "metrics.json").read_text())["stages"]["locate"]
+    assert located["with"]["recall@200"] == 1
+    assert located["without"]["recall@200"] == 0.5
+    # What is found without a prior is the same, whether there is one or not.
+    assert located["with"]["no_prior"] == located["without"]["no_prior"]
+    assert located["without"]["no_prior"]["recall@200"] == 0.5
