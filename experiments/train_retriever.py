@@ -4,8 +4,9 @@
         NEOPLASM.xml EINDEX.xml --abbreviations SENSES.tsv --output OUT
 
 Learns from the train split alone, a tenth of which is held out to choose the best epoch. On several
-devices or processes: `accelerate launch experiments/train_retriever.py ...`. Stopped at any time,
-the same command goes on after the last whole epoch, and ends as if it had never stopped.
+GPUs `accelerate launch experiments/train_retriever.py ...`, in several processes without one
+`torchrun --nproc_per_node 2 experiments/train_retriever.py ...`. Stopped at any time, the same
+command goes on after the last whole epoch, and ends as if it had never stopped.
 
 Writes OUT/best, which `towers.query` and `towers.code` of the settings can name; log.jsonl and
 plot.svg, the loss and the held-out recall by epoch; config.json; checkpoint, to go on from.
@@ -52,7 +53,9 @@ def main() -> int:
 
     recipe = runs.read_recipe(arguments.recipe, Recipe)
     fast = models.fast_dtype() == torch.bfloat16
-    accelerator = Accelerator(mixed_precision="bf16" if fast else "no")
+    accelerator = Accelerator(
+        mixed_precision="bf16" if fast else "no", cpu=not torch.accelerator.is_available()
+    )
     system = load_tabular()
     base = models.resolve(recipe.base, Settings.load().cache_dir)
     examples = list(corpora.read(arguments.dataset, arguments.data_dir, "train"))

@@ -140,6 +140,6 @@ class TextTower:
 def load_tower(name: str, settings: Settings) -> Tower:
     """The tower whose weights `name` names, as in `clh.models.resolve`."""
     folder = models.resolve(name, settings.cache_dir)
+    tower_id = models.model_id(name, folder)
     encoder = TextEncoder.load(folder, models.fast_dtype()).eval()
-    towers = settings.towers
-    return TextTower(encoder, models.model_id(name, folder), towers.max_tokens, towers.batch)
+    return TextTower(encoder, tower_id, settings.towers.max_tokens, settings.towers.batch)

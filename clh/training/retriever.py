@@ -208,7 +208,7 @@ class Training:
             weight_decay=recipe.weight_decay,
             fused=True,
         )
-        self._schedule = torch.optim.lr_scheduler.LambdaLR(self._optimizer, self._rate)
+        self._rates = [group["lr"] for group in self._optimizer.param_groups]
         self._codes = list(data.titles)
         self._bank_columns = Columns(self._codes)
         self._bank = self._encode_titles()
@@ -235,10 +235,11 @@ class Training:
         """Of the codes of the held-out documents, each ranked by its title's closest sentence."""
         notes = []
         bank = normalize(self._bank, dim=1)
+        kept = min(max(CUTOFFS), len(bank))
         for number, document in enumerate(self._data.held_out):
             gold = frozenset().union(*(pair.codes for pair in document))
             queries = normalize(self._encode([pair.texts[0] for pair in document]), dim=1)
-            best = (queries @ bank.T).max(dim=0).values.topk(max(CUTOFFS))
+            best = (queries @ bank.T).max(dim=0).values.topk(kept)
             ranked = {
                 self._codes[row]: score
                 for row, score in zip(best.indices.tolist(), best.values.tolist(), strict=True)
@@ -287,7 +288,6 @@ class Training:
             self._optimizer.load_state_dict(saved)
         except (OSError, ValueError, KeyError, SafetensorError) as error:
             raise ModelError(f"the checkpoint {folder} cannot be read: delete it") from error
-        self._schedule.step((len(log) - 1) * self._recipe.steps)
         return log
 
     def _step(self, step: int) -> float:
@@ -316,8 +316,9 @@ class Training:
         for one in parameters:
             one.grad = accelerator.reduce(one.grad, reduction="mean")
         torch.nn.utils.clip_grad_norm_(parameters, recipe.clip)
+        for group, rate in zip(self._optimizer.param_groups, self._rates, strict=True):
+            group["lr"] = rate * self._share(step)
         self._optimizer.step()
-        self._schedule.step()
         self._optimizer.zero_grad()
         return value
 
@@ -343,7 +344,7 @@ class Training:
         gathered: Tensor = self._accelerator.gather(self._encode(share))
         return gathered[: len(titles)]
 
-    def _rate(self, step: int) -> float:
+    def _share(self, step: int) -> float:
         """The share of the learning rate: up in a straight line, then down to nothing."""
         recipe = self._recipe
         left = 1 - step / (recipe.epochs * recipe.steps)

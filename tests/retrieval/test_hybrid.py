@@ -6,7 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agents.locate import search
-from clh.retrieval.lexical import content_words
+from clh.retrieval import hybrid
+from clh.retrieval.ann import CodeIndex
+from clh.retrieval.lexical import Lexicon, content_words
 from tests.conftest import MakeContext
 
 QUERIES = ["pain in the right knee and cough", "chronic heart failure", "sugar", "", "HTN 🤒"]
@@ -28,14 +30,18 @@ def test_codes_rank_by_their_best_text(context: MakeContext, query: str, weight:
     assert all((one.words > 0) <= bool(content_words(query)) for one in found)
 
 
-def test_words_find_what_the_shortlist_of_meaning_misses(context: MakeContext) -> None:
-    query = ["cough, heart failure, hypertension and pain in the right knee"]
-    short = {"candidates": 6, "shortlist": 6}
-    meaning = {one.code for one in search(query, context(locate={**short, "words": 0}))[0]}
-    both = {one.code for one in search(query, context(locate={**short, "words": 1}))[0]}
-    said = {"R05.9", "I50.9", "M25.561"}
-    assert not said <= meaning
-    assert said <= both
+@given(right=st.integers(0, 59), seed=st.integers(0, 50))
+def test_words_find_what_lies_far_by_meaning(context: MakeContext, right: int, seed: int) -> None:
+    texts = [f"finding{row} of site{row % 7}" for row in range(60)]
+    drawn = np.random.default_rng(seed).standard_normal((61, 32), dtype=np.float32)
+    drawn /= np.linalg.norm(drawn, axis=1, keepdims=True)
+    index = CodeIndex.build([(f"C{row}", texts[row]) for row in range(60)], drawn[:60], 16)
+    locate = context(locate={"candidates": 5, "shortlist": 5, "words": 3}).settings.locate
+    query = [f"no doubt, site{right % 7} has finding{right}"]
+    [found] = hybrid.search(query, drawn[60:], index, Lexicon(texts), None, locate)
+    assert found[0].code == f"C{right}"
+    assert found[0].words == pytest.approx(3)
+    assert found[0].similarity == pytest.approx(drawn[right] @ drawn[60], abs=1e-3)
 
 
 def test_a_note_of_many_queries_is_what_each_is_alone(context: MakeContext) -> None:
