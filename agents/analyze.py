@@ -121,7 +121,7 @@ def weight(text: str, hit: Hit, context: Context) -> float:
     if shared and shared <= context.reader.never_words:
         return 0.0
     # A text that says more is less close: "right knee" is near to every ill of it.
-    closeness = hit.score * (1 + context.lexicon.coverage(hit.text, by=text)) / 2
+    closeness = hit.score * (1 + context.index.lexicon.coverage(hit.text, by=text)) / 2
     gain: float = max(1, len(shared)) ** settings.length_weight
     return (closeness - settings.min_closeness) * gain
 

@@ -15,7 +15,6 @@ from clh.icd.tabular import CodeSystem, load_tabular
 from clh.llm import LanguageModel
 from clh.reader import Reader
 from clh.retrieval.ann import CodeIndex, open_index
-from clh.retrieval.lexical import Lexicon
 from clh.retrieval.prior import Prior
 from clh.retrieval.towers import Tower, load_tower
 from clh.schema import Agent
@@ -51,7 +50,6 @@ class Context:
     tower: Tower  # of queries
     index: CodeIndex
     prior: Prior | None
-    lexicon: Lexicon
     verifier: Verifier
     llm: LanguageModel | None
     audit: Record
@@ -72,7 +70,6 @@ class Context:
             tower=load_tower(settings.towers.query, settings),
             index=index,
             prior=Prior.load(prior, index, system) if prior else None,
-            lexicon=Lexicon(index.texts),
             verifier=Verifier.load(settings.verify.weights),
             llm=_load_llm(settings),
             audit=Audit(settings.data_dir / "audit.sqlite", settings.audit.store_text),

@@ -22,7 +22,6 @@ def search(queries: list[str], context: Context) -> list[list[Candidate]]:
         queries,
         context.tower.encode(queries),
         context.index,
-        context.lexicon,
         context.prior,
         context.settings.locate,
     )

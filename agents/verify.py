@@ -54,7 +54,9 @@ def weigh(
             ),
         )
         for position, (term, found) in enumerate(zip(terms, candidates, strict=True))
-        for candidate, measured in zip(found, features(term, found, context.lexicon), strict=True)
+        for candidate, measured in zip(
+            found, features(term, found, context.index.lexicon), strict=True
+        )
     ]
 
 

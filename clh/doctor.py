@@ -12,7 +12,7 @@ from clh.audit import Audit
 from clh.config import Settings
 from clh.errors import ClhError
 from clh.icd.tabular import CodeSystem, load_tabular
-from clh.retrieval.ann import index_folder, open_index, texts_to_search
+from clh.retrieval.ann import index_folder, open_index
 
 
 class Finding(NamedTuple):
@@ -77,7 +77,7 @@ def _server(base_url: str, timeout: float) -> Finding:
 
 def _index(settings: Settings, system: CodeSystem) -> Finding:
     try:
-        folder = index_folder(settings, system, texts_to_search(settings, system))
+        folder = index_folder(settings, system)
         if not folder.exists():
             return Finding(False, "Index", "not built yet: run `clh index build`")
         open_index(settings, system)  # checks every file of it

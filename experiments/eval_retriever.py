@@ -57,7 +57,6 @@ def main() -> int:
     from clh.metrics import Scored
     from clh.reader import Reader
     from clh.retrieval.ann import open_index
-    from clh.retrieval.lexical import Lexicon
     from clh.retrieval.towers import load_tower
     from clh.training.pairs import sentence_pairs
 
@@ -76,13 +75,13 @@ def main() -> int:
         index = open_index(settings, system)
         tower = load_tower(name, settings)
         asked, stored = tower.encode(queries), index.vectors()
-        codes, lexicon = [code for code, _ in index.pairs], Lexicon(index.texts)
+        codes = [code for code, _ in index.pairs]
         whole = stored.shape[1]
         runs_of = [(one, 0.0) for one in recipe.prefixes if one < whole]
         runs_of += [(whole, words) for words in recipe.words]
         for dimensions, words in tqdm(runs_of, unit="search", desc=tower.id):
             cut = normalised(asked, dimensions), normalised(stored, dimensions)
-            said = partial(gains, lexicon=lexicon, weight=words)
+            said = partial(gains, lexicon=index.lexicon, weight=words)
             views = ranked(examples, documents, *cut, said, codes, system, recipe.kept)
             unseen = [Scored(one.id, one.gold - seen, one.predicted) for one in views["notes"]]
             for view, notes in {**views, "unseen": unseen}.items():

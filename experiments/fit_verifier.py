@@ -71,7 +71,7 @@ def main() -> int:
         found = search([term.lead_term for term in terms], context)
         for position, (term, near) in enumerate(zip(terms, found, strict=True)):
             candidates = consistent(term, near)
-            measured = features(term, candidates, context.lexicon)
+            measured = features(term, candidates, context.index.lexicon)
             for candidate, row in zip(candidates, measured, strict=True):
                 rows.append(row)
                 labels.append(candidate.code in note.gold)

@@ -62,7 +62,6 @@ def make_context(data_dir: Path, llm: LanguageModel | None = None, **flags: Any)
     settings."""
     from agents.context import Context, Verifier
     from clh.audit import Audit
-    from clh.retrieval.lexical import Lexicon
 
     settings = Settings.load(data_dir=data_dir, **flags)
     system, index = toy_system(), _toy_index(settings.locate.coarse_dim)
@@ -74,7 +73,6 @@ def make_context(data_dir: Path, llm: LanguageModel | None = None, **flags: Any)
         tower=ToyTower(),
         index=index,
         prior=None,
-        lexicon=Lexicon(index.texts),
         verifier=Verifier("by hand", -6.0, defaultdict(float, weights)),
         llm=llm,
         audit=Audit(data_dir / "audit.sqlite", settings.audit.store_text),

@@ -21,7 +21,7 @@ from clh import cli
 from clh.config import Settings
 from clh.icd.tabular import load_tabular
 from clh.llm import LanguageModel
-from clh.retrieval.ann import index_folder, texts_to_search
+from clh.retrieval.ann import index_folder
 from tests.conftest import make_context
 from tests.fakes import QueuedModel
 
@@ -306,7 +306,7 @@ def damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An index of which a file was changed."""
     monkeypatch.setenv("CLH_CACHE_DIR", str(tmp_path / "cache"))
     settings, system = Settings.load(), load_tabular()
-    folder = index_folder(settings, system, texts_to_search(settings, system))
+    folder = index_folder(settings, system)
     folder.mkdir(parents=True)
     (folder / "texts.json").write_text("[]")
     (folder / "SHA256SUMS").write_text(f"{'0' * 64}  texts.json\n")

@@ -11,17 +11,18 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from clh import models
-from clh.cache import build_once
+from clh.cache import build_once, sha256
 from clh.config import Settings
-from clh.errors import ModelError
+from clh.errors import InputError, ModelError
 from clh.icd.index import read_index
 from clh.icd.tabular import CodeSystem
-from clh.retrieval.lexical import searchable
+from clh.retrieval.lexical import Lexicon, searchable
 from clh.retrieval.towers import Vectors, load_tower
 
-_FORMAT = 2  # of the files in a folder; a new number makes a new cache key
+_FORMAT = 3  # of what is in a folder; a new number makes a new cache key
 _VECTORS = "vectors.faiss"
 _TEXTS = "texts.json"
+_WORDS = "words.npz"
 _THREADS = faiss.omp_get_max_threads()
 _MANY = 16  # queries from which faiss uses all its threads
 _BITS = 4  # of each dimension in the scan: faiss keeps such tables in registers
@@ -44,12 +45,13 @@ class CodeIndex:
     dimensions are kept in float16.
     """
 
-    def __init__(self, index: faiss.Index, pairs: list[tuple[str, str]]) -> None:
-        """Wrap vectors and the (code, text) that each belongs to, in the same order."""
+    def __init__(self, index: faiss.Index, pairs: list[tuple[str, str]], lexicon: Lexicon) -> None:
+        """Wrap vectors, the (code, text) of each in the same order, and the texts' words."""
         if index.ntotal != len(pairs):
             raise ModelError("the index and its texts differ: run `clh index build --force`")
         self._index = index
         self._pairs = pairs
+        self.lexicon = lexicon
 
     @classmethod
     def build(cls, pairs: list[tuple[str, str]], vectors: Vectors, coarse_dim: int) -> Self:
@@ -75,12 +77,13 @@ class CodeIndex:
         faiss.omp_set_num_threads(1)  # the steps of k-means are too small for more
         index.train(vectors)
         index.add(vectors)
-        return cls(index, pairs)
+        return cls(index, pairs, Lexicon.of([text for _, text in pairs]))
 
     def save(self, folder: Path) -> None:
         """Write the index into `folder`."""
         faiss.write_index(self._index, str(folder / _VECTORS))
         (folder / _TEXTS).write_text(json.dumps(self._pairs), encoding="utf-8")
+        self.lexicon.save(folder / _WORDS)
 
     @classmethod
     def load(cls, folder: Path) -> Self:
@@ -90,11 +93,12 @@ class CodeIndex:
             pairs = [
                 (code, text) for code, text in json.loads((folder / _TEXTS).read_text("utf-8"))
             ]
+            lexicon = Lexicon.load(folder / _WORDS)
         except (OSError, RuntimeError, TypeError, ValueError) as error:
             raise ModelError(
                 f"the index in {folder} cannot be read: run `clh index build --force`"
             ) from error
-        return cls(index, pairs)
+        return cls(index, pairs, lexicon)
 
     def __len__(self) -> int:
         """The number of texts."""
@@ -104,11 +108,6 @@ class CodeIndex:
     def pairs(self) -> list[tuple[str, str]]:
         """(code, text) of each vector."""
         return self._pairs
-
-    @property
-    def texts(self) -> list[str]:
-        """The texts, one for each vector."""
-        return [text for _, text in self._pairs]
 
     def vectors(self, rows: ArrayLike | None = None) -> Vectors:
         """The vectors of some rows at full dimensions, or all in the order of the texts."""
@@ -120,25 +119,21 @@ class CodeIndex:
 
     def nearest(self, queries: Vectors, k: int, shortlist: int) -> list[list[Hit]]:
         """For each query the `k` nearest texts, best first, out of a shortlist rescored in full."""
-        scores, rows = self._search(queries, k, shortlist)
+        scores, rows = self.closest(queries, k, shortlist)
         found = []
         for near, similar in zip(rows.tolist(), scores.tolist(), strict=True):
-            pairs = zip(near, similar, strict=True)
-            found.append([self._hit(row, score) for row, score in pairs if row >= 0])
+            pairs = [self._pairs[row] for row in near]
+            hits = zip(pairs, similar, strict=True)
+            found.append([Hit(code, text, score) for (code, text), score in hits])
         return found
 
-    def _hit(self, row: int, score: float) -> Hit:
-        code, text = self._pairs[row]
-        return Hit(code, text, score)
-
-    def rows(self, queries: Vectors, k: int) -> NDArray[np.int64]:
-        """The rows of the `k` nearest texts: (queries, k) or all texts; -1 where none is left."""
-        return self._search(queries, k, k)[1]
-
-    def _search(
-        self, queries: Vectors, k: int, shortlist: int
+    def closest(
+        self, queries: Vectors, k: int, shortlist: int = 0
     ) -> tuple[Vectors, NDArray[np.int64]]:
-        """Scores and rows of the `k` nearest texts: (queries, k) each, or all texts if fewer."""
+        """Similarities and rows of the `k` nearest texts, best first: (queries, k) each.
+
+        `k` is all texts if there are fewer, and the shortlist is at least as long.
+        """
         k = min(k, len(self))
         if not len(queries):
             return np.empty((0, k), np.float32), np.empty((0, k), np.int64)
@@ -162,9 +157,10 @@ def open_index(
     `progress` is called with the texts embedded so far and their total. Raises ModelError for a
     damaged cache, InputError for an Alphabetic Index file that is none.
     """
-    pairs = texts_to_search(settings, system)
 
     def build(partial: Path) -> None:
+        terms = (term for file in settings.index_files for term in read_index(file))
+        pairs = searchable(system, terms)
         texts = sorted({text for _, text in pairs})
         tower = load_tower(settings.towers.code, settings)
         done = 0
@@ -181,20 +177,21 @@ def open_index(
         named = [(system.reported(code), text) for code, text in pairs]
         CodeIndex.build(named, each, settings.locate.coarse_dim).save(partial)
 
-    folder = index_folder(settings, system, pairs)
+    folder = index_folder(settings, system)
     return CodeIndex.load(build_once(folder, build, rebuild=rebuild))
 
 
-def texts_to_search(settings: Settings, system: CodeSystem) -> list[tuple[str, str]]:
-    """(code, text) of all that is indexed: the Tabular List, and index files if there are any."""
-    terms = (term for file in settings.index_files for term in read_index(file))
-    return searchable(system, terms)
+def index_folder(settings: Settings, system: CodeSystem) -> Path:
+    """Where the cache keeps the index of the release and of the settings' files.
 
-
-def index_folder(settings: Settings, system: CodeSystem, pairs: list[tuple[str, str]]) -> Path:
-    """Where the cache keeps the index of these texts under the code tower."""
+    InputError for a file that cannot be read.
+    """
     tower = settings.towers.code
     tower_id = models.model_id(tower, models.resolve(tower, settings.cache_dir))
-    built_from = json.dumps([_FORMAT, settings.locate.coarse_dim, pairs])
+    try:
+        files = [sha256(file) for file in settings.index_files]
+    except OSError as error:
+        raise InputError(f"cannot read the index {error.filename}: {error.strerror}") from error
+    built_from = json.dumps([_FORMAT, settings.locate.coarse_dim, files])
     key = hashlib.sha256(built_from.encode()).hexdigest()[:8]
     return settings.cache_dir / f"index-{system.release}-{tower_id.replace('/', '--')}-{key}"

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from clh.config import Locate
 from clh.retrieval.ann import CodeIndex
-from clh.retrieval.lexical import Lexicon
 from clh.retrieval.prior import Prior
 from clh.retrieval.towers import Vectors
 
@@ -36,35 +36,51 @@ def search(
     queries: Sequence[str],
     vectors: Vectors,
     index: CodeIndex,
-    lexicon: Lexicon,
     prior: Prior | None,
     settings: Locate,
 ) -> list[list[Found]]:
     """For each query the best codes by meaning and words, and the best with the prior, in order.
 
-    `vectors` are those of the queries, and `lexicon` is of the index's texts.
+    `vectors` are those of the queries.
     """
     found = []
-    most = min(settings.shortlist, len(index)) - 1
-    for query, vector, near in zip(
-        queries, vectors, index.rows(vectors, settings.shortlist), strict=True
+    similarities, shortlists = index.closest(vectors, settings.shortlist)
+    for query, vector, near, similar in zip(
+        queries, vectors, shortlists, similarities, strict=True
     ):
-        words = settings.words * lexicon.coverages(query) ** 2
-        said = np.argpartition(-words, most)[: most + 1]
-        rows = np.union1d(near[near >= 0], said[words[said] > 0])
-        similarity = index.vectors(rows) @ vector
-        best: dict[str, Found] = {}
-        for place in np.argsort(-(similarity + words[rows]), kind="stable").tolist():
-            code, text = index.pairs[rows[place]]
-            best.setdefault(
-                code, Found(code, text, float(similarity[place]), float(words[rows[place]]))
-            )
-            if len(best) == settings.candidates:
-                break
+        words = settings.words * index.lexicon.coverages(query) ** 2
+        best = _best(near, similar, words, index, settings.candidates)
+        # Beyond the shortlist no text is closer than its last, so that only words can lift one.
+        lowest = best[-1].rank if len(best) == settings.candidates else 0.0
+        said = np.setdiff1d((words > max(lowest - similar[-1], 0.0)).nonzero()[0], near)
+        said = said[np.argsort(-words[said], kind="stable")[: settings.shortlist]]
+        if len(said):
+            rows = np.append(near, said)
+            every = np.append(similar, index.vectors(said) @ vector)
+            best = _best(rows, every, words, index, settings.candidates)
         if prior is not None:
-            best = {code: replace(one, prior=prior.gain(code)) for code, one in best.items()}
-            for code, row, similar in prior.best(vector, words, settings.candidates):
-                one = Found(code, index.pairs[row][1], similar, float(words[row]), prior.gain(code))
-                best.setdefault(code, one)
-        found.append(sorted(best.values(), key=lambda one: -one.rank))
+            known = {one.code: replace(one, prior=prior.gain(one.code)) for one in best}
+            for code, row, close in prior.best(vector, words, settings.candidates):
+                one = Found(code, index.pairs[row][1], close, float(words[row]), prior.gain(code))
+                known.setdefault(code, one)
+            best = sorted(known.values(), key=lambda one: -one.rank)
+        found.append(best)
     return found
+
+
+def _best(
+    rows: NDArray[np.int64],
+    similarity: Vectors,
+    words: NDArray[np.float64],
+    index: CodeIndex,
+    k: int,
+) -> list[Found]:
+    """The `k` best codes of some rows of the index, with their similarity; best first."""
+    gained = words[rows]
+    best: dict[str, Found] = {}
+    for place in np.argsort(-(similarity + gained), kind="stable").tolist():
+        code, text = index.pairs[rows[place]]
+        best.setdefault(code, Found(code, text, float(similarity[place]), float(gained[place])))
+        if len(best) == k:
+            break
+    return list(best.values())

@@ -4,9 +4,12 @@ import math
 import re
 import tomllib
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache, lru_cache
 from importlib.resources import files
+from pathlib import Path
+from typing import Self
+from zipfile import BadZipFile
 
 import numpy as np
 import snowballstemmer
@@ -120,19 +123,41 @@ def content_words(text: str) -> frozenset[str]:
 class Lexicon:
     """How much each word tells, by how few texts of the code system use it."""
 
-    def __init__(self, texts: Iterable[str]) -> None:
-        """Note which texts hold each word."""
+    def __init__(self, rows: Mapping[str, NDArray[np.int64]], texts: int) -> None:
+        """Take the rows of the texts that hold each word, and how many texts there are."""
+        self._rows, self._texts = rows, texts
+        self._totals = np.full(texts, _NO_CONTENT)
+        for word, places in rows.items():
+            self._totals[places] += self._weight(word)
+
+    @classmethod
+    def of(cls, texts: Sequence[str]) -> Self:
+        """The words of some texts."""
         rows: defaultdict[str, list[int]] = defaultdict(list)
-        count = 0
         for row, text in enumerate(texts):
-            count += 1
             for word in content_words(text):
                 rows[word].append(row)
-        self._texts = count
-        self._rows = {word: np.array(places) for word, places in rows.items()}
-        self._totals = np.full(count, _NO_CONTENT)
-        for word, places in self._rows.items():
-            self._totals[places] += self._weight(word)
+        sorted_rows = {word: np.array(rows[word]) for word in sorted(rows)}
+        return cls(sorted_rows, len(texts))
+
+    def save(self, file: Path) -> None:
+        """Write what `load` reads."""
+        rows = [*self._rows.values()]
+        ends = np.cumsum([len(places) for places in rows], dtype=np.int64)
+        together = np.concatenate([np.empty(0, np.int64), *rows])
+        np.savez(
+            file, words=np.array([*self._rows], str), ends=ends, rows=together, texts=self._texts
+        )
+
+    @classmethod
+    def load(cls, file: Path) -> Self:
+        """What `save` wrote; ValueError or OSError for anything else."""
+        try:
+            with file.open("rb") as stream, np.load(stream) as saved:
+                words, rows = saved["words"].tolist(), np.split(saved["rows"], saved["ends"][:-1])
+                return cls(dict(zip(words, rows, strict=True)), int(saved["texts"]))
+        except (BadZipFile, EOFError, KeyError) as error:
+            raise ValueError(f"{file} holds no words") from error
 
     def coverage(self, text: str, by: str) -> float:
         """The share of `text`'s content, from 0 to 1, that the words of `by` hold.

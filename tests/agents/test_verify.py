@@ -18,7 +18,7 @@ from tests.fakes import QueuedModel
 
 NOTE = Note(id="n", text="He has heart failure & <b>pain</b> in his right knee.")
 TITLES = st.text() | st.sampled_from(["Heart failure", "Other heart failure", "pain in right knee"])
-LEXICON = Lexicon(["heart failure", "systolic heart failure", "pain in right knee"])
+LEXICON = Lexicon.of(["heart failure", "systolic heart failure", "pain in right knee"])
 
 
 @given(
@@ -57,7 +57,7 @@ def test_the_shipped_verifier_knows_every_feature_and_prefers_the_same_words(
     heart = term(NOTE, "heart failure")
     same = candidate(toy, "I50.9", matched="heart failure")
     apart = candidate(toy, "M25.561", score=0.3)
-    first, second = features(heart, [same, apart], toy.lexicon)
+    first, second = features(heart, [same, apart], toy.index.lexicon)
     assert set(shipped.coefficients) == set(first)
     assert probability(shipped, first) > probability(shipped, second)
 

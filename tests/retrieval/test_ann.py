@@ -86,7 +86,7 @@ def test_as_many_as_asked_for_or_as_there_are(k: int, found: int) -> None:
 
 def test_no_queries_no_hits() -> None:
     assert INDEX.nearest(VECTORS[:0], k=5, shortlist=50) == []
-    assert INDEX.rows(VECTORS[:0], k=5).shape == (0, 5)
+    assert [one.shape for one in INDEX.closest(VECTORS[:0], k=5)] == [(0, 5), (0, 5)]
 
 
 # --- files ----------------------------------------------------------------------------------
@@ -97,14 +97,17 @@ def test_a_saved_index_is_the_same_when_loaded(tmp_path: Path) -> None:
     loaded = CodeIndex.load(tmp_path)
 
     assert len(loaded) == len(INDEX) == len(PAIRS)
-    assert loaded.texts == [text for _, text in PAIRS]
+    assert loaded.pairs == PAIRS
     np.testing.assert_array_equal(loaded.vectors(), INDEX.vectors())
     np.testing.assert_allclose(loaded.vectors(), VECTORS, atol=1e-3)
     queries = ToyTower().encode(["chest pain", "sprained knee", "no such thing"])
     assert loaded.nearest(queries, 7, 30) == INDEX.nearest(queries, 7, 30)
+    for text in ("pain in the right knee", "no such thing"):
+        coverages = INDEX.lexicon.coverages(text)
+        assert loaded.lexicon.coverages(text).tolist() == coverages.tolist()
 
 
-@pytest.mark.parametrize("name", ["vectors.faiss", "texts.json"])
+@pytest.mark.parametrize("name", ["vectors.faiss", "texts.json", "words.npz"])
 @pytest.mark.parametrize("damage", ["truncate", "empty", "garbage", "remove"])
 def test_a_damaged_file_says_how_to_mend_it(tmp_path: Path, name: str, damage: str) -> None:
     INDEX.save(tmp_path)
@@ -179,7 +182,7 @@ def test_the_index_is_built_once(settings: Settings, encoded: list[int]) -> None
     assert [hits] == built.nearest(query, 5, 50)
 
 
-@pytest.mark.parametrize("name", ["vectors.faiss", "texts.json"])
+@pytest.mark.parametrize("name", ["vectors.faiss", "texts.json", "words.npz"])
 def test_a_truncated_index_is_refused_until_built_anew(settings: Settings, name: str) -> None:
     open_index(settings, toy_system())
     (folder,) = cached(settings)

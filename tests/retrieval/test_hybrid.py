@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from agents.locate import search
 from clh.retrieval import hybrid
 from clh.retrieval.ann import CodeIndex
-from clh.retrieval.lexical import Lexicon, content_words
+from clh.retrieval.lexical import content_words
 from tests.conftest import MakeContext
 
 QUERIES = ["pain in the right knee and cough", "chronic heart failure", "sugar", "", "HTN 🤒"]
@@ -22,7 +22,7 @@ def test_codes_rank_by_their_best_text(context: MakeContext, query: str, weight:
     ranks: dict[str, float] = {}
     vector = toy.tower.encode([query])[0]
     for (code, text), stored in zip(toy.index.pairs, toy.index.vectors(), strict=True):
-        rank = stored @ vector + weight * toy.lexicon.coverage(text, query) ** 2
+        rank = stored @ vector + weight * toy.index.lexicon.coverage(text, query) ** 2
         ranks[code] = max(ranks.get(code, -2), rank)
     best = sorted(ranks.values(), reverse=True)[:6]
     assert [one.rank for one in found] == pytest.approx(best, abs=1e-3)
@@ -38,7 +38,7 @@ def test_words_find_what_lies_far_by_meaning(context: MakeContext, right: int, s
     index = CodeIndex.build([(f"C{row}", texts[row]) for row in range(60)], drawn[:60], 16)
     locate = context(locate={"candidates": 5, "shortlist": 5, "words": 3}).settings.locate
     query = [f"no doubt, site{right % 7} has finding{right}"]
-    [found] = hybrid.search(query, drawn[60:], index, Lexicon(texts), None, locate)
+    [found] = hybrid.search(query, drawn[60:], index, None, locate)
     assert found[0].code == f"C{right}"
     assert found[0].words == pytest.approx(3)
     assert found[0].similarity == pytest.approx(drawn[right] @ drawn[60], abs=1e-3)

@@ -13,7 +13,7 @@ from tests.fakes import toy_system
 
 TEXTS = [text for _, text in searchable(toy_system())]
 PHRASES = st.sampled_from(TEXTS) | st.text(max_size=20) | st.just("the left knee and zzz")
-LEXICON = Lexicon(TEXTS)
+LEXICON = Lexicon.of(TEXTS)
 
 
 @pytest.mark.parametrize(
