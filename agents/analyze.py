@@ -57,7 +57,7 @@ async def analyze(state: State, context: Context, trace: Trace) -> dict[str, Any
 
 
 def propose(note: Note, context: Context) -> list[Term]:
-    """The terms whose words lie close to some text of the code system."""
+    """The terms whose words lie close to some text of the code system, or that a corpus codes."""
     settings = context.settings.analyze
     mentions = [
         (sentence, tokens)
@@ -71,7 +71,7 @@ def propose(note: Note, context: Context) -> list[Term]:
         context.tower.encode(texts), settings.neighbours, settings.shortlist
     )
     weights = {
-        text: max(weight(text, hit, context) for hit in hits)
+        text: max([precedence(text, context), *(weight(text, hit, context) for hit in hits)])
         for text, hits in zip(texts, near, strict=True)
     }
     weighed = [(mention, weights[expand(_squeezed(mention[1]))]) for mention in mentions]
@@ -124,6 +124,15 @@ def weight(text: str, hit: Hit, context: Context) -> float:
     closeness = hit.score * (1 + context.index.lexicon.coverage(hit.text, by=text)) / 2
     gain: float = max(1, len(shared)) ** settings.length_weight
     return (closeness - settings.min_closeness) * gain
+
+
+def precedence(text: str, context: Context) -> float:
+    """How much is gained by taking `text` for a mention that the corpus's annotators coded."""
+    if context.prior is None:
+        return 0.0
+    settings = context.settings.analyze
+    gain: float = max(1, len(content_words(text))) ** settings.length_weight
+    return (context.prior.precedents.share(text) - settings.min_precedent) * gain
 
 
 def segment(weighed: Iterable[tuple[Mention, float]]) -> list[Mention]:

@@ -54,11 +54,8 @@ def run(arguments: argparse.Namespace, reported: Sequence[Agent], code: Code, **
     """
     recipe = runs.read_recipe(arguments.recipe, Recipe)
     corpus = corpora.find(arguments.dataset)
-    prior = corpus.prior if arguments.prior is None else arguments.prior
-    usual = {"policy": corpus.policy, **recipe.settings}
-    usual["locate"] = {"prior": prior, **recipe.settings.get("locate", {})}
-    given = {"policy": arguments.policy} if arguments.policy else {}
-    settings = Settings.load(arguments.profile, **usual | given)
+    given = {"policy": arguments.policy or corpus.policy, **recipe.settings}
+    settings = Settings.load(arguments.profile or corpus.profile, **given)
     system = load_tabular()
     tracker = _tracker(arguments.track, arguments.output)
     examples = _examples(arguments, reported, gold_mentions="gold" in flags.values())

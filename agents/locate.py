@@ -34,6 +34,7 @@ def search(queries: list[str], context: Context) -> list[list[Candidate]]:
                 score=min(one.similarity, 1.0),
                 words=one.words,
                 prior=one.prior,
+                precedent=one.precedent,
             )
             for one in best
         ]

@@ -72,6 +72,7 @@ class Analyze(Section):
     neighbours: Positive
     shortlist: Positive
     min_closeness: Share
+    min_precedent: Share
     length_weight: Share
     window_words: Positive
 

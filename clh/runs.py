@@ -4,6 +4,7 @@ import argparse
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -46,16 +47,15 @@ def parser(doc: str, recipe: str) -> argparse.ArgumentParser:
         "--policy", choices=("encounter", "mention"), help="what counts; the dataset's own if none"
     )
     flags.add_argument(
-        "--prior",
-        help="how often codes occur: a folder of fit_locate.py; the dataset's own if none",
-    )
-    flags.add_argument(
         "--unit",
         choices=("encounter", "document"),
         default="encounter",
         help="all notes of an encounter together, or each with the codes it has evidence for",
     )
-    flags.add_argument("--profile", default="cpu", help="settings to start from: cpu or vllm")
+    flags.add_argument(
+        "--profile",
+        help="settings to start from, such as cpu or vllm; those fitted on the dataset if none",
+    )
     flags.add_argument(
         "--track", help="also log to a tracker that is installed: wandb (offline), mlflow, ..."
     )
@@ -120,6 +120,16 @@ def write(file: Path, text: str) -> None:
     partial = file.with_name(file.name + ".partial")
     partial.write_text(text, encoding="utf-8")
     partial.replace(file)
+
+
+def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
+    """Put what `write` writes in the place of `folder`, whole or not at all."""
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
+    partial.mkdir(parents=True)
+    write(partial)
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
 
 
 def _git(*arguments: str) -> str:

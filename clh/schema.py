@@ -72,6 +72,9 @@ class Candidate(Shape):
     score: float = Field(description="cosine similarity of lead term and matched text")
     words: float = Field(default=0.0, description="what the words that both have add to it")
     prior: float = Field(default=0.0, description="what the corpus's use of the code adds to it")
+    precedent: float = Field(
+        default=0.0, description="how often the corpus has the code where it has the same words"
+    )
 
     @property
     def rank(self) -> float:

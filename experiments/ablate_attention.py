@@ -48,7 +48,7 @@ SHOWN = ("micro_f1", "roc_auc", "precision@5", *(f"recall@{k}" for k in (10, 50,
 def main() -> int:
     """Find, train, rank, score."""
     arguments = runs.parser(__doc__, "experiments/recipes/attention_laa.yaml").parse_args()
-    for flag in ("track", "prior", "policy"):
+    for flag in ("track", "policy"):
         if getattr(arguments, flag) is not None:
             raise InputError(f"this ablation takes no --{flag}: leave it out")
     if arguments.split == "train":
@@ -64,7 +64,7 @@ def main() -> int:
     from clh.training import rerank
 
     recipe = runs.read_recipe(arguments.recipe, rerank.Recipe)
-    settings = Settings.load(arguments.profile)
+    settings = Settings.load(arguments.profile or "cpu")
     system = load_tabular()
     examples = _examples(arguments, arguments.split, arguments.limit)
     train = _examples(arguments, "train", limit=None)

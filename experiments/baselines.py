@@ -127,7 +127,7 @@ def main() -> int:
     recipe = runs.read_recipe(arguments.recipe, Recipe)
     corpus = corpora.find(arguments.dataset)
     policy = arguments.policy or corpus.policy
-    settings = Settings.load(arguments.profile, policy=policy, index_files=arguments.index)
+    settings = Settings.load(arguments.profile or "cpu", policy=policy, index_files=arguments.index)
     system = load_tabular()
     titles = reportable(searchable(system), system)
     terms = [term for file in settings.index_files for term in read_index(file)]

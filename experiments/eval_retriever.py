@@ -71,7 +71,7 @@ def main() -> int:
     names = [f"recall@{k}" for k in stages.CUTOFFS]
     rows: list[dict[str, Any]] = []
     for name in arguments.towers:
-        settings = Settings.load(arguments.profile, towers={"query": name, "code": name})
+        settings = Settings.load(arguments.profile or "cpu", towers={"query": name, "code": name})
         index = open_index(settings, system)
         tower = load_tower(name, settings)
         asked, stored = tower.encode(queries), index.vectors()

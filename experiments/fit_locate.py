@@ -1,18 +1,19 @@
-"""Fit the weights of locate: of shared words, and of how often a corpus uses each code.
+"""Fit the weights of locate: of shared words, and of how a corpus uses each code.
 
     python experiments/fit_locate.py --dataset codiesp --data-dir DIR --output OUT
 
-Writes OUT/prior.json, which `locate.prior` of the settings and `--prior` of the experiments can
-name, and metrics.json; what ships is in clh/weights, and the weight of words in clh/profiles.
-Counts are of the whole train split. Each weight is the one with the highest recall, averaged over
-the cutoffs of `clh.stages`, on held-out documents that were neither counted for it nor seen by the
-towers; all their sentences are queries, first without a prior, then with it.
+Writes prior.json, precedents.safetensors and metrics.json into OUT, which `locate.prior` of the
+settings can name; what ships is in clh/weights, and the weight of
+words in clh/profiles. Counts are of the whole train split. Each weight is the one with the highest
+recall, averaged over the cutoffs of `clh.stages`, on held-out documents that were neither counted
+for it nor seen by the towers. All their sentences are queries: first without a prior, then
+with the number of notes that have a code, then also with the codes of sentences that say the same.
 """
 
 import argparse
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,7 +34,11 @@ class Recipe(runs.Recipe):
     seed: NonNegativeInt
     candidates: PositiveInt
     words: list[NonNegativeFloat]
-    priors: list[NonNegativeFloat]
+    notes: list[NonNegativeFloat]
+    precedents: list[NonNegativeFloat]
+    longest: PositiveInt
+    doubt: NonNegativeFloat
+    least: float = Field(gt=0, lt=1)
 
 
 def main() -> int:
@@ -60,7 +65,9 @@ def main() -> int:
     from clh.config import Settings
     from clh.icd.tabular import load_tabular
     from clh.retrieval.ann import open_index
-    from clh.retrieval.prior import Prior
+    from clh.retrieval.precedents import Precedents
+    from clh.retrieval.prior import PRECEDENTS, PRIOR, Prior, Weights
+    from clh.training.pairs import sentence_pairs, written
 
     recipe = runs.read_recipe(arguments.recipe, Recipe)
     system = load_tabular()
@@ -69,13 +76,22 @@ def main() -> int:
     examples = list(corpora.read(arguments.dataset, arguments.data_dir, recipe.split))
     counted, held_out = corpora.hold_out(examples, recipe.held_out, recipe.seed)
 
-    def recall(words: float, prior: float) -> dict[str, float]:
-        locate = {"candidates": recipe.candidates, "words": words}
+    def precedents(some: "list[Example]") -> Precedents:
+        documents = sentence_pairs(some, system, context.reader, written)
+        sentences = [(pair.texts[0], pair.codes) for pairs in documents for pair in pairs]
+        return Precedents.count(sentences, recipe.longest, recipe.doubt, recipe.least)
+
+    of_counted = notes_with(counted, system), precedents(counted)
+
+    def recall(words: float, notes: float, precedent: float) -> dict[str, float]:
+        weights = Weights(notes, precedent)
         fitted = replace(
             context,
-            settings=Settings.load(policy="mention", locate=locate),
-            prior=Prior("fitted", prior, notes_with(counted, system), context.index, system)
-            if prior
+            settings=Settings.load(
+                policy="mention", locate={"candidates": recipe.candidates, "words": words}
+            ),
+            prior=Prior("fitted", weights, *of_counted, context.index, system)
+            if any(weights)
             else None,
         )
         outcomes = [
@@ -83,17 +99,27 @@ def main() -> int:
         ]
         scores = stages.locate_scores(outcomes, system)
         found = {f"recall@{k}": round(scores[f"recall@{k}"], 4) for k in stages.CUTOFFS}
-        tqdm.write(json.dumps({"words": words, "prior": prior, **found}))
+        given = {"words": words, "notes": notes, "precedent": precedent}
+        tried.append({**given, **found})
+        tqdm.write(json.dumps(tried[-1]))
         return found
 
-    by_words = {words: recall(words, 0.0) for words in tqdm(recipe.words, desc="words")}
-    words = max(by_words, key=lambda one: sum(by_words[one].values()))
-    by_prior = {prior: recall(words, prior) for prior in tqdm(recipe.priors, desc="prior")}
-    prior = max(by_prior, key=lambda one: sum(by_prior[one].values()))
+    def best(name: str, values: list[float], of: Callable[[float], dict[str, float]]) -> float:
+        found = {value: sum(of(value).values()) for value in tqdm(values, desc=name)}
+        return max(found, key=lambda value: found[value])
+
+    tried: list[dict[str, float]] = []
+    words = best("words", recipe.words, lambda one: recall(one, 0.0, 0.0))
+    notes = best("notes", recipe.notes, lambda one: recall(words, one, 0.0))
+    precedent = best("precedents", recipe.precedents, lambda one: recall(words, notes, one))
     if words != settings.locate.words:
         print(f"locate.words is {settings.locate.words}, and {words} was best")
 
-    prior_file = {"weight": prior, "notes": notes_with(examples, system)}
+    prior_file = {
+        "weight": notes,
+        "precedent_weight": precedent,
+        "notes": notes_with(examples, system),
+    }
     report = {
         "dataset": arguments.dataset,
         "documents": len(examples),
@@ -101,13 +127,13 @@ def main() -> int:
         "tower": context.tower.id,
         "git": runs.git_commit(),
         "words": words,
-        "prior": prior,
-        **by_prior[prior],
-        "by_words": by_words,
-        "by_prior": by_prior,
+        "prior": notes,
+        "precedent": precedent,
+        "tried": tried,
     }
     arguments.output.mkdir(parents=True, exist_ok=True)
-    runs.write(arguments.output / "prior.json", json.dumps(prior_file, indent=1) + "\n")
+    runs.write(arguments.output / PRIOR, json.dumps(prior_file, indent=1) + "\n")
+    precedents(examples).save(arguments.output / PRECEDENTS)
     runs.write(arguments.output / "metrics.json", json.dumps(report, indent=2) + "\n")
     return 0
 

@@ -251,7 +251,10 @@ def bad(tmp_path: Path) -> Path:
         (["code", "large.txt"], "large.txt has 1,200,000 bytes, more than the 1,000,000"),
         (["code", "n" * 300], "name too long"),
         (["code", "-"], "standard input is blank"),
-        (["code", "fine.txt", "--profile", "gp"], "no profile 'gp': choose one of cpu, vllm"),
+        (
+            ["code", "fine.txt", "--profile", "gp"],
+            "no profile 'gp': choose one of codiesp, cpu, vllm",
+        ),
         (["code", "fine.txt", "--policy", "all"], "'all' is not one of 'encounter', 'mention'"),
         (["code", "fine.txt", "--format", "xml"], "'xml' is not one of 'table', 'json'"),
         (["code", "fine.txt", "--fast"], "No such option: --fast"),

@@ -76,7 +76,7 @@ def test_settings_are_frozen() -> None:
 
 @pytest.mark.parametrize("profile", ["tpu", "", "../cpu"])
 def test_an_unknown_profile_lists_those_there_are(profile: str) -> None:
-    assert "choose one of cpu, vllm" in refusal(profile)
+    assert "choose one of codiesp, cpu, vllm" in refusal(profile)
 
 
 @pytest.mark.parametrize(

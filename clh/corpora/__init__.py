@@ -33,11 +33,11 @@ class Corpus(NamedTuple):
     codes: str  # the code system of its gold codes
     policy: Policy  # what its annotators report
     splits: tuple[str, ...]  # empty: whatever files the folder holds
-    prior: str = ""  # of its codes, in clh/weights, for locate
+    profile: str = "cpu"  # the settings that were fitted on it, if any were
 
 
 CORPORA: dict[str, Corpus] = {
-    "codiesp": Corpus(codiesp.read, "ICD-10-CM", "mention", _THREE, "prior-codiesp"),
+    "codiesp": Corpus(codiesp.read, "ICD-10-CM", "mention", _THREE, "codiesp"),
     "codiesp-procedures": Corpus(
         partial(codiesp.read, kind="procedure"), "ICD-10-PCS", "mention", _THREE
     ),

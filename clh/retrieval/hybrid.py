@@ -25,6 +25,7 @@ class Found:
     similarity: float
     words: float
     prior: float = 0.0
+    precedent: float = 0.0
 
     @property
     def rank(self) -> float:
@@ -59,10 +60,13 @@ def search(
             every = np.append(similar, index.vectors(said) @ vector)
             best = _best(rows, every, words, index, settings.candidates)
         if prior is not None:
-            known = {one.code: replace(one, prior=prior.gain(one.code)) for one in best}
-            for code, row, close in prior.best(vector, words, settings.candidates):
-                one = Found(code, index.pairs[row][1], close, float(words[row]), prior.gain(code))
-                known.setdefault(code, one)
+            shares = prior.precedents.shares(query)
+            known = {one.code: one for one in best}
+            for code, row, close in prior.best(vector, words, shares, settings.candidates):
+                known.setdefault(code, Found(code, index.pairs[row][1], close, float(words[row])))
+            for code, one in known.items():
+                share = shares.get(code, 0.0)
+                known[code] = replace(one, prior=prior.gain(code, share), precedent=share)
             best = sorted(known.values(), key=lambda one: -one.rank)
         found.append(best)
     return found

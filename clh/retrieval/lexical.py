@@ -120,6 +120,24 @@ def content_words(text: str) -> frozenset[str]:
     return frozenset(_stem(word) for word in words if word not in _FUNCTION_WORDS)
 
 
+def stems(text: str) -> list[str]:
+    """The words of a text in order, stemmed."""
+    return [_stem(word) for word in _WORD.findall(text.lower())]
+
+
+def phrases(text: str, longest: int) -> list[str]:
+    """All stretches of up to `longest` words that begin and end with content, stemmed."""
+    words = _WORD.findall(text.lower())
+    content = [word not in _FUNCTION_WORDS for word in words]
+    stemmed = list(map(_stem, words))
+    return [
+        " ".join(stemmed[start:end])
+        for start in range(len(words))
+        for end in range(start + 1, min(start + longest, len(words)) + 1)
+        if content[start] and content[end - 1]
+    ]
+
+
 class Lexicon:
     """How much each word tells, by how few texts of the code system use it."""
 

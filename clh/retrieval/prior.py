@@ -3,35 +3,54 @@
 import hashlib
 import json
 import math
-from importlib.resources import files
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Self
+from typing import NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from clh.errors import ModelError
 from clh.icd.tabular import CodeSystem
+from clh.models import OURS
 from clh.retrieval.ann import CodeIndex
+from clh.retrieval.precedents import Precedents
 from clh.retrieval.towers import Vectors
 
-_FILE = "prior.json"
+PRIOR, PRECEDENTS = "prior.json", "precedents.safetensors"  # what a folder holds
+
+
+class Weights(NamedTuple):
+    """What the two parts of a prior count for, in units of cosine similarity."""
+
+    notes: float
+    precedents: float
 
 
 class Prior:
-    """How often the notes of a corpus carry each code, as its annotators write it.
+    """How often a corpus's notes carry each code, and for which words, as its annotators write it.
 
-    A code gains `weight` times the logarithm of one more than its notes. The corpus's codes are so
-    few that each is held against every query, however far away it lies.
+    A code gains `weight` times the logarithm of one more than its notes, and `precedent_weight`
+    times its share of what the query says in `precedents`. The corpus's codes are so few that each
+    is held against every query, however far away it lies.
     """
 
     def __init__(
-        self, id: str, weight: float, notes: dict[str, int], index: CodeIndex, system: CodeSystem
+        self,
+        id: str,
+        weights: Weights,
+        notes: dict[str, int],
+        precedents: Precedents,
+        index: CodeIndex,
+        system: CodeSystem,
     ) -> None:
         """Look up where `index` has the texts of the codes in `notes`."""
-        self.id = id
+        self.id, self.precedents = id, precedents
+        self._weights = weights
         self._gains = {
-            code: weight * math.log1p(count) for code, count in notes.items() if code in system
+            code: weights.notes * math.log1p(count)
+            for code, count in notes.items()
+            if code in system
         }
         rows: dict[str, list[int]] = {}
         for row, (code, _) in enumerate(index.pairs):
@@ -42,37 +61,44 @@ class Prior:
         self._ends = np.cumsum([len(places[code]) for code in self._codes])
         self._starts = np.r_[0, self._ends][:-1]
         self._added = np.array([self._gains[code] for code in self._codes])
+        self._places = {code: place for place, code in enumerate(self._codes)}
         self._vectors = index.vectors(self._rows)
 
     @classmethod
     def load(cls, name: str, index: CodeIndex, system: CodeSystem) -> Self:
         """The prior in the folder `name`, or in `clh/weights/<name>`; ModelError if none is."""
-        folder = Path(name) if Path(name).is_dir() else files("clh") / "weights" / name
+        folder = Path(name) if Path(name).is_dir() else OURS / name
         try:
-            raw = (folder / _FILE).read_bytes()
-            checksum = hashlib.sha256(raw).hexdigest()[:8]
+            raw = (folder / PRIOR).read_bytes()
             given = json.loads(raw)
-            return cls(f"{folder.name}@{checksum}", given["weight"], given["notes"], index, system)
+            weights = Weights(float(given["weight"]), float(given["precedent_weight"]))
+            precedents = Precedents.load(folder / PRECEDENTS)
+            checksum = hashlib.sha256(raw + (folder / PRECEDENTS).read_bytes()).hexdigest()[:8]
+            named = f"{folder.name}@{checksum}"
+            return cls(named, weights, given["notes"], precedents, index, system)
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise ModelError(f"prior {name!r} cannot be read: set locate.prior") from error
 
-    def gain(self, code: str) -> float:
-        """What is added to the similarity of a code; 0 for one that the corpus does not have."""
-        return self._gains.get(code, 0.0)
+    def gain(self, code: str, share: float) -> float:
+        """What is added to the similarity of a code, given its share of precedents."""
+        return self._gains.get(code, 0.0) + self._weights.precedents * share
 
     def best(
-        self, query: Vectors, words: NDArray[np.float64], k: int
+        self, query: Vectors, words: NDArray[np.float64], shares: Mapping[str, float], k: int
     ) -> list[tuple[str, int, float]]:
         """The `k` codes of the corpus that rank highest for a query of shape (dimensions,).
 
         Each with the row of its best text and that one's similarity; `words` is what each row of
-        the index gains by its words.
+        the index gains by its words, `shares` what `Precedents.shares` says of the query.
         """
         if not self._codes:
             return []
         similarity = self._vectors @ query
         totals = similarity + words[self._rows]
         ranks = np.maximum.reduceat(totals, self._starts) + self._added
+        for code, share in shares.items():
+            if code in self._places:
+                ranks[self._places[code]] += self._weights.precedents * share
         found = []
         for place in np.argsort(-ranks, kind="stable")[:k].tolist():
             start, end = self._starts[place], self._ends[place]

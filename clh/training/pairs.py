@@ -6,7 +6,7 @@ that says no more.
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,13 +27,17 @@ class Pair:
 
 
 def sentence_pairs(
-    examples: Iterable[Example], system: CodeSystem, reader: Reader
+    examples: Iterable[Example],
+    system: CodeSystem,
+    reader: Reader,
+    named: Callable[[str, CodeSystem], str | None] | None = None,
 ) -> list[list[Pair]]:
     """For each example all sentences that analyze would read, with the codes marked in them.
 
-    A sentence without marks has no codes. Raises InputError for an example that has codes but no
-    evidence, from which no sentence can be learned.
+    A sentence without marks has no codes; others are `named`, by default as `reported` does. Raises
+    InputError for an example that has codes but no evidence, from which no sentence can be learned.
     """
+    named = named or reported
     found = []
     for example in examples:
         if example.codes and not example.evidence:
@@ -42,7 +46,7 @@ def sentence_pairs(
         marks = [
             (span.start, span.end, stem)
             for code in dict.fromkeys(one.code for one in example.evidence)
-            if (stem := reported(code, system)) is not None
+            if (stem := named(code, system)) is not None
             for span in example.spans(code)
         ]
         pairs = []
@@ -119,6 +123,11 @@ def read_abbreviations(file: Path, least_share: float) -> dict[str, str]:
 def reported(code: str, system: CodeSystem) -> str | None:
     """The code that locate reports for `code`; None for one that the release does not have."""
     return system.reported(code) if code in system else None
+
+
+def written(code: str, system: CodeSystem) -> str | None:
+    """The code without its 7th character, as annotators wrote it; None as for `reported`."""
+    return system.stem(code) if code in system else None
 
 
 def _ways(term: IndexTerm) -> Iterable[str]:

@@ -177,7 +177,6 @@ def test_runs_can_be_compared_and_repeated(run: Run, tmp_path: Path) -> None:
     ("flags", "said"),
     [
         (["--track", "wandb"], "takes no --track"),
-        (["--prior", "some"], "takes no --prior"),
         (["--policy", "mention"], "takes no --policy"),
         (["--split", "train"], "the train split is what a head learns from"),
         (["--dataset", "nothing"], "there is no dataset 'nothing'"),

@@ -91,9 +91,12 @@ def test_towers_are_scored_by_view_and_prefix(run: Run, tmp_path: Path) -> None:
     assert (out / "table.md").read_text().count("\n") == 2 + len(rows)
 
 
-def test_a_fitted_prior_finds_codes_as_the_corpus_writes_them(run: Run, tmp_path: Path) -> None:
+def test_a_fitted_prior_finds_codes_as_the_corpus_writes_them(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     recipe = {"split": "train", "held_out": 0.25, "seed": 0, "candidates": 5}
-    recipe |= {"words": [0, 0.3], "priors": [0, 0.5]}
+    recipe |= {"words": [0, 0.3], "notes": [0, 0.5], "precedents": [0, 0.5]}
+    recipe |= {"longest": 3, "doubt": 1, "least": 0.1}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     prior = tmp_path / "prior"
     assert run("fit_locate", "--recipe", tmp_path / "recipe.yaml", "--output", prior) == 0
@@ -105,7 +108,8 @@ def test_a_fitted_prior_finds_codes_as_the_corpus_writes_them(run: Run, tmp_path
     flags = ("--split", "dev", "--queries", "sentences")
     for name, given in (("with", str(prior)), ("without", "")):
         out = tmp_path / name
-        assert run("2_locate_agent", *flags, "--prior", given, "--output", out) == 0
+        monkeypatch.setenv("CLH_LOCATE__PRIOR", given)
+        assert run("2_locate_agent", *flags, "--output", out) == 0
         located[name] = json.loads((out / "metrics.json").read_text())["stages"]["locate"]
     assert located["with"]["recall@200"] == 1
     assert located["without"]["recall@200"] == 0.5
