@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.util
+import json
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -18,7 +19,10 @@ _log = logging.getLogger(__name__)
 _HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]
 
 
-_OURS = Path(__file__).parent / "weights"
+OURS = Path(__file__).parent / "weights"
+
+ADAPTER, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # as PEFT names them
+_KINDS = ("config.json", ADAPTER)  # what a folder of weights has one of
 
 
 class _Package(NamedTuple):
@@ -44,13 +48,16 @@ def resolve(name: str, cache_dir: Path) -> Path:
     """The local folder that holds the weights and tokenizer of model `name`.
 
     A folder that `source` finds is that folder. A GGUF file is converted to safetensors under
-    `cache_dir` the first time (20 s); any number of processes may ask at once, one converts.
+    `cache_dir` the first time (20 s), and a LoRA adapter is merged into the model it was trained on
+    (3 s for 135M); any number of processes may ask at once, one does it.
 
     Raises:
-        ModelError: nothing by that name is here or can be had, or the converted copy is damaged.
+        ModelError: nothing by that name is here or can be had, or the copy is damaged.
 
     """
     found = source(name)
+    if (found / ADAPTER).is_file():
+        return _merged(found, cache_dir)
     if found.is_dir():
         return found
     return build_once(cache_dir / f"{found.stem}-safetensors", lambda to: _convert(found, to))
@@ -74,15 +81,15 @@ def source(name: str) -> Path:
         return _from_hub(name)
     if name in _PACKAGES:
         return _from_package(_PACKAGES[name])
-    if (_OURS / name / "config.json").is_file():
-        return _OURS / name
-    ours = sorted(file.parent.name for file in _OURS.glob("*/config.json"))
+    ours = sorted({file.parent.name for kind in _KINDS for file in OURS.glob(f"*/{kind}")})
+    if name in ours:
+        return OURS / name
     known = ", ".join([*ours, *_PACKAGES])
     raise ModelError(f"no model {name!r}: give a folder, a hub id like org/name, or one of {known}")
 
 
 def model_id(name: str, folder: Path) -> str:
-    """The name to report for the model in `folder`: its own, and 8 hex digits of its weights.
+    """The name to report for the model in `folder`, and 8 hex digits of its weights.
 
     The digits are from the SHA-256 of the safetensors files, read in full (0.2 s for 270 MB),
     or, in the hub's cache, from the commit, which stands for the same bytes.
@@ -100,7 +107,7 @@ def model_id(name: str, folder: Path) -> str:
     digest = (
         digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
     )
-    return f"{folder.name if Path(name).is_dir() else name}@{digest[:8]}"
+    return f"{Path(name).name if Path(name).is_dir() else name}@{digest[:8]}"
 
 
 def fast_dtype() -> "torch.dtype":
@@ -175,3 +182,50 @@ def _convert(source: Path, folder: Path) -> None:
     model.load_state_dict(loaded.state_dict())
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+def _merged(adapter: Path, cache_dir: Path) -> Path:
+    """The model that `adapter` makes of its base, which may be an adapter itself."""
+    try:
+        config = json.loads((adapter / ADAPTER).read_text(encoding="utf-8"))
+        name, scale = config["base_model_name_or_path"], config["lora_alpha"] / config["r"]
+        parts = [sha256(adapter / file) for file in (ADAPTER, ADAPTER_WEIGHTS)]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{adapter} is no whole LoRA adapter: train it again") from error
+    base = resolve(name, cache_dir)
+    digest = hashlib.sha256("".join([*parts, model_id(name, base)]).encode()).hexdigest()
+    return build_once(
+        cache_dir / f"{adapter.name}-{digest[:8]}-merged",
+        lambda to: _merge(adapter, scale, base, to),
+    )
+
+
+def _merge(adapter: Path, scale: float, base: Path, folder: Path) -> None:
+    """Write `base` with W + scale * B A in place of each W that the adapter has a B and an A for.
+
+    Source: Hu et al. 2022, LoRA: Low-Rank Adaptation of Large Language Models.
+    """
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    silence_bars()
+    model = AutoModelForCausalLM.from_pretrained(base)
+    a, b = ".lora_A.weight", ".lora_B.weight"
+    try:
+        weights = load_file(adapter / ADAPTER_WEIGHTS)
+        downs = [name for name in weights if name.endswith(a)]
+        if len(weights) != 2 * len(downs):
+            raise ModelError(f"{adapter} holds more than plain LoRA: merge it with PEFT")
+        with torch.no_grad():
+            for name in downs:
+                down, up = weights[name].float(), weights[name.removesuffix(a) + b].float()
+                place = name.removeprefix("base_model.model.").removesuffix(a)
+                merged = model.get_parameter(f"{place}.weight")
+                merged.copy_(merged.float() + scale * up @ down)
+    except (OSError, SafetensorError, KeyError, AttributeError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ModelError(f"{adapter} does not fit its base {base.name}: {reason}") from error
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(base).save_pretrained(folder)
