@@ -4,16 +4,20 @@ What counts is the policy's; each step that leaves something out says why in the
 """
 
 import json
+import math
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
-from agents.context import Context
+from agents.context import Context, Logistic
 from agents.state import State, Trace, agent, conversation
 from clh.icd.tabular import CodeSystem
-from clh.schema import AssignedCode, RuleWarning, Span, Term, Verdict
+from clh.schema import AssignedCode, Candidate, RuleWarning, Span, Term, Verdict
 
 _SYMPTOMS, _EXTERNAL_CAUSES, _FACTORS = "18", "20", "21"  # chapters of the Tabular List
 _HISTORY = {"historical": "personal history", "family": "family history"}
+_LEAST, _SELDOM = 0.001, 0.02  # probabilities below which differences tell nothing
 _LATER = {_SYMPTOMS: 1, _FACTORS: 2, _EXTERNAL_CAUSES: 3}
 
 
@@ -32,13 +36,13 @@ class Supported:
 async def assign(state: State, context: Context, trace: Trace) -> dict[str, Any]:
     """Turn verdicts into the final set."""
     system, settings = context.system, context.settings
-    counted = [
-        verdict
-        for verdict in state["verdicts"]
-        if verdict.probability >= settings.assign.threshold
-        and counts(state["terms"][verdict.term], verdict.code, context, trace)
-    ]
-    supported = gather(state["terms"], best_of_each_term(counted))
+    terms, threshold = state["terms"], settings.assign.threshold
+    if context.decision is None:
+        likely = [one for one in state["verdicts"] if one.probability >= threshold]
+        counted = [one for one in likely if counts(terms[one.term], one.code, context, trace)]
+        supported = gather(terms, best_of_each_term(counted))
+    else:
+        supported = decide(state, context.decision, context, trace)
     supported = most_specific(supported, system, trace)
     supported, warnings = complete(supported, system)
     supported.sort(key=lambda one: _rank(one, system))
@@ -87,6 +91,78 @@ def best_of_each_term(verdicts: list[Verdict]) -> list[Verdict]:
         if rival is None or verdict.probability > rival.probability:
             best[verdict.term] = verdict
     return list(best.values())
+
+
+def decide(state: State, decision: Logistic, context: Context, trace: Trace) -> list[Supported]:
+    """The codes that all verdicts together make probable enough, each with its evidence.
+
+    That is every term whose best candidate the code is, or else the term where it ranks highest.
+    """
+    terms, candidates = state["terms"], state["candidates"]
+    chosen = []
+    for code, found in tally(candidates, state["verdicts"]).items():
+        probability = decision.probability(features(found))
+        if probability < context.settings.assign.threshold:
+            continue
+        counted = [one for one in found if counts(terms[one.term], code, context, trace)]
+        if counted:
+            best = max(counted, key=lambda one: one.candidate.rank)
+            evidence = [one for one in counted if one.place == 0] or [best]
+            said = f"{best.candidate.precedent:.0%} of sentences that say so have it; "
+            chosen.append(
+                Supported(
+                    code,
+                    [terms[one.term].quote for one in evidence],
+                    probability,
+                    (said if best.candidate.precedent else "") + best.rationale,
+                )
+            )
+    return chosen
+
+
+class Found(NamedTuple):
+    """What was found of a code at one term; `place` 0 is the term's best candidate."""
+
+    term: int
+    candidate: Candidate
+    place: int
+    probability: float
+    rationale: str
+
+
+def tally(
+    candidates: Sequence[Sequence[Candidate]], verdicts: Sequence[Verdict]
+) -> dict[str, list[Found]]:
+    """For each code what was found of it, term by term."""
+    judged = {(one.term, one.code): one for one in verdicts}
+    codes: defaultdict[str, list[Found]] = defaultdict(list)
+    for term, near in enumerate(candidates):
+        known = [one for one in near if (term, one.code) in judged]
+        for place, one in enumerate(sorted(known, key=lambda one: -one.rank)):
+            verdict = judged[term, one.code]
+            codes[one.code].append(Found(term, one, place, verdict.probability, verdict.rationale))
+    return dict(codes)
+
+
+def features(found: Sequence[Found]) -> dict[str, float]:
+    """What speaks for a code in a note, of all that was found of it.
+
+    Logarithms where a little more of little counts for as much as a lot more of a lot.
+    """
+    precedent = max(one.candidate.precedent for one in found)
+    probability = max(one.probability for one in found)
+    return {
+        "verdict": math.log((probability + _LEAST) / (1 - probability + _LEAST)),
+        "rank": max(one.candidate.rank for one in found),
+        "similarity": max(one.candidate.score for one in found),
+        "words": max(one.candidate.words for one in found),
+        "prior": max(one.candidate.prior for one in found),
+        "precedent": precedent,
+        "log_precedent": math.log(precedent + _SELDOM),
+        "log_either": math.log(precedent + probability + _LEAST),
+        "log_place": math.log1p(min(one.place for one in found)),
+        "log_terms": math.log1p(len(found)),
+    }
 
 
 def gather(terms: list[Term], verdicts: list[Verdict]) -> list[Supported]:

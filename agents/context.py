@@ -2,9 +2,11 @@
 
 import hashlib
 import json
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from importlib.resources import files
+from pathlib import Path
 from typing import Self
 
 from clh import llm
@@ -13,6 +15,7 @@ from clh.config import Settings
 from clh.errors import ClhError, ModelError
 from clh.icd.tabular import CodeSystem, load_tabular
 from clh.llm import LanguageModel
+from clh.models import OURS
 from clh.reader import Reader
 from clh.retrieval.ann import CodeIndex, open_index
 from clh.retrieval.prior import Prior
@@ -21,8 +24,8 @@ from clh.schema import Agent
 
 
 @dataclass(frozen=True)
-class Verifier:
-    """Logistic regression on `agents.verify.features`, fitted by experiments/fit_verifier.py."""
+class Logistic:
+    """A logistic regression on named features, such as those of `agents.verify.features`."""
 
     id: str
     intercept: float
@@ -30,14 +33,19 @@ class Verifier:
 
     @classmethod
     def load(cls, name: str) -> Self:
-        """The verifier in `clh/weights/<name>`."""
-        file = files("clh") / "weights" / name / "model.json"
+        """The weights in the folder `name`, or in `clh/weights/<name>`."""
+        folder = Path(name) if Path(name).is_dir() else OURS / name
         try:
-            weights = file.read_bytes()
+            weights = (folder / "model.json").read_bytes()
             checksum = hashlib.sha256(weights).hexdigest()[:8]
-            return cls(f"{name}@{checksum}", **json.loads(weights))
+            return cls(f"{folder.name}@{checksum}", **json.loads(weights))
         except (OSError, ValueError, TypeError) as error:
-            raise ModelError(f"verifier {name!r} cannot be read: set verify.weights") from error
+            raise ModelError(f"the weights {name!r} cannot be read: set them anew") from error
+
+    def probability(self, features: Mapping[str, float]) -> float:
+        """The logistic of the weighted features."""
+        total = sum(self.coefficients[name] * value for name, value in features.items())
+        return 1 / (1 + math.exp(-self.intercept - total))
 
 
 @dataclass(frozen=True)
@@ -50,7 +58,8 @@ class Context:
     tower: Tower  # of queries
     index: CodeIndex
     prior: Prior | None
-    verifier: Verifier
+    verifier: Logistic
+    decision: Logistic | None  # of assign
     llm: LanguageModel | None
     audit: Record
 
@@ -70,7 +79,8 @@ class Context:
             tower=load_tower(settings.towers.query, settings),
             index=index,
             prior=Prior.load(prior, index, system) if prior else None,
-            verifier=Verifier.load(settings.verify.weights),
+            verifier=Logistic.load(settings.verify.weights),
+            decision=Logistic.load(settings.assign.weights) if settings.assign.weights else None,
             llm=_load_llm(settings),
             audit=Audit(settings.data_dir / "audit.sqlite", settings.audit.store_text),
         )
@@ -86,7 +96,13 @@ class Context:
             "verify": asked
             if settings.verify.source == "llm"
             else f"{self.tower.id} + {self.verifier.id}",
-            "assign": f"{asked} + rules" if settings.assign.source == "llm" else "rules",
+            "assign": " + ".join(
+                [
+                    *([asked] if settings.assign.source == "llm" else []),
+                    *([self.decision.id] if self.decision is not None else []),
+                    "rules",
+                ]
+            ),
         }
 
     def ask(self) -> LanguageModel:

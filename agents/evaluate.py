@@ -91,6 +91,8 @@ async def alone(
     """
     recorder = Recorder()
     context = replace(context, audit=recorder)
+    if (agent, source) == ("assign", "gold"):
+        context = replace(context, decision=None)  # gold verdicts leave nothing to decide
     runtime = Runtime(context=context)
     given: State = {"note": example.note, "errors": [], "timings": {}}
     state: dict[str, Any] = {**given, **await begin(given, runtime=runtime)}

@@ -5,17 +5,17 @@ asked yes or no and read by its log-probabilities.
 """
 
 import json
-import math
 import re
 from collections.abc import Sequence
 from typing import Any
 
-from agents.context import Context, Verifier
+from agents.context import Context
 from agents.state import State, Trace, agent, conversation
+from clh.llm import Message
 from clh.retrieval.lexical import Lexicon, expand
 from clh.schema import Candidate, Term, Verdict
 
-_ANSWERS = ("yes", "no")
+ANSWERS = ("yes", "no")
 
 
 @agent("verify")
@@ -47,7 +47,7 @@ def weigh(
         Verdict(
             term=position,
             code=candidate.code,
-            probability=probability(context.verifier, measured),
+            probability=context.verifier.probability(measured),
             rationale=(
                 f"similarity {candidate.score:.2f} to {candidate.matched!r}; the quote has "
                 f"{measured['matched_in_quote']:.0%} of its words"
@@ -90,13 +90,6 @@ def features(
     return measured
 
 
-def probability(verifier: Verifier, measured: dict[str, float]) -> float:
-    """The logistic of the weighted features."""
-    weights = verifier.coefficients
-    total = verifier.intercept + sum(weights[name] * value for name, value in measured.items())
-    return 1 / (1 + math.exp(-total))
-
-
 async def ask(
     terms: Sequence[Term],
     candidates: Sequence[Sequence[Candidate]],
@@ -107,8 +100,8 @@ async def ask(
     most = context.settings.verify.llm_candidates
     verdicts: list[Verdict] = []
     for position, (term, found) in enumerate(zip(terms, candidates, strict=True)):
-        conversations = [_question(term, candidate, context) for candidate in found[:most]]
-        answers = await context.ask().choose(conversations, _ANSWERS)
+        conversations = [question(term, candidate, context) for candidate in found[:most]]
+        answers = await context.ask().choose(conversations, ANSWERS)
         trace.heard("verify", json.dumps(answers))
         verdicts += [
             Verdict(
@@ -122,14 +115,8 @@ async def ask(
     return verdicts
 
 
-def _sides(text: str) -> set[str]:
-    words = set(re.findall(r"[a-z]+", text.lower()))
-    if words & {"bilateral", "bilaterally", "both"}:
-        return {"left", "right"}
-    return words & {"left", "right"}
-
-
-def _question(term: Term, candidate: Candidate, context: Context) -> Any:
+def question(term: Term, candidate: Candidate, context: Context) -> list[Message]:
+    """The conversation that asks whether the note supports one candidate of a term."""
     entry = context.system[candidate.code]
     return conversation(
         "verify",
@@ -141,3 +128,10 @@ def _question(term: Term, candidate: Candidate, context: Context) -> Any:
         inclusion_terms=entry.inclusion_terms,
         excludes=entry.excludes1,
     )
+
+
+def _sides(text: str) -> set[str]:
+    words = set(re.findall(r"[a-z]+", text.lower()))
+    if words & {"bilateral", "bilaterally", "both"}:
+        return {"left", "right"}
+    return words & {"left", "right"}

@@ -100,6 +100,7 @@ class Assign(Section):
 
     source: Literal["rules", "llm"]
     threshold: Share
+    weights: str
 
 
 class Audit(Section):

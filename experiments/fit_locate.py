@@ -12,18 +12,12 @@ with the number of notes that have a code, then also with the codes of sentences
 
 import argparse
 import json
-from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from clh import runs
-
-if TYPE_CHECKING:
-    from clh.corpora import Example
-    from clh.icd.tabular import CodeSystem
 
 
 class Recipe(runs.Recipe):
@@ -65,9 +59,8 @@ def main() -> int:
     from clh.config import Settings
     from clh.icd.tabular import load_tabular
     from clh.retrieval.ann import open_index
-    from clh.retrieval.precedents import Precedents
     from clh.retrieval.prior import PRECEDENTS, PRIOR, Prior, Weights
-    from clh.training.pairs import sentence_pairs, written
+    from clh.training.priors import Counting, count
 
     recipe = runs.read_recipe(arguments.recipe, Recipe)
     system = load_tabular()
@@ -76,12 +69,8 @@ def main() -> int:
     examples = list(corpora.read(arguments.dataset, arguments.data_dir, recipe.split))
     counted, held_out = corpora.hold_out(examples, recipe.held_out, recipe.seed)
 
-    def precedents(some: "list[Example]") -> Precedents:
-        documents = sentence_pairs(some, system, context.reader, written)
-        sentences = [(pair.texts[0], pair.codes) for pairs in documents for pair in pairs]
-        return Precedents.count(sentences, recipe.longest, recipe.doubt, recipe.least)
-
-    of_counted = notes_with(counted, system), precedents(counted)
+    how = Counting(recipe.longest, recipe.doubt, recipe.least)
+    of_counted = count(counted, system, context.reader, how)
 
     def recall(words: float, notes: float, precedent: float) -> dict[str, float]:
         weights = Weights(notes, precedent)
@@ -115,10 +104,12 @@ def main() -> int:
     if words != settings.locate.words:
         print(f"locate.words is {settings.locate.words}, and {words} was best")
 
+    with_code, precedents = count(examples, system, context.reader, how)
     prior_file = {
         "weight": notes,
         "precedent_weight": precedent,
-        "notes": notes_with(examples, system),
+        **how._asdict(),
+        "notes": with_code,
     }
     report = {
         "dataset": arguments.dataset,
@@ -133,17 +124,9 @@ def main() -> int:
     }
     arguments.output.mkdir(parents=True, exist_ok=True)
     runs.write(arguments.output / PRIOR, json.dumps(prior_file, indent=1) + "\n")
-    precedents(examples).save(arguments.output / PRECEDENTS)
+    precedents.save(arguments.output / PRECEDENTS)
     runs.write(arguments.output / "metrics.json", json.dumps(report, indent=2) + "\n")
     return 0
-
-
-def notes_with(examples: "Iterable[Example]", system: "CodeSystem") -> dict[str, int]:
-    """The number of notes with each code of the release, 7th characters left out."""
-    stems = (
-        {system.stem(code) for code in example.codes if code in system} for example in examples
-    )
-    return dict(sorted(Counter(code for codes in stems for code in codes).items()))
 
 
 if __name__ == "__main__":

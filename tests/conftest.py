@@ -60,7 +60,7 @@ def real_context(tmp_path_factory: pytest.TempPathFactory) -> "Context":
 def make_context(data_dir: Path, llm: LanguageModel | None = None, **flags: Any) -> "Context":
     """A context over `toy_system`, whose verifier accepts what shares most words; `flags` are
     settings."""
-    from agents.context import Context, Verifier
+    from agents.context import Context, Logistic
     from clh.audit import Audit
 
     settings = Settings.load(data_dir=data_dir, **flags)
@@ -73,7 +73,8 @@ def make_context(data_dir: Path, llm: LanguageModel | None = None, **flags: Any)
         tower=ToyTower(),
         index=index,
         prior=None,
-        verifier=Verifier("by hand", -6.0, defaultdict(float, weights)),
+        verifier=Logistic("by hand", -6.0, defaultdict(float, weights)),
+        decision=None,
         llm=llm,
         audit=Audit(data_dir / "audit.sqlite", settings.audit.store_text),
     )

@@ -46,7 +46,7 @@ class Prior:
     ) -> None:
         """Look up where `index` has the texts of the codes in `notes`."""
         self.id, self.precedents = id, precedents
-        self._weights = weights
+        self.weights = weights
         self._gains = {
             code: weights.notes * math.log1p(count)
             for code, count in notes.items()
@@ -81,7 +81,7 @@ class Prior:
 
     def gain(self, code: str, share: float) -> float:
         """What is added to the similarity of a code, given its share of precedents."""
-        return self._gains.get(code, 0.0) + self._weights.precedents * share
+        return self._gains.get(code, 0.0) + self.weights.precedents * share
 
     def best(
         self, query: Vectors, words: NDArray[np.float64], shares: Mapping[str, float], k: int
@@ -98,7 +98,7 @@ class Prior:
         ranks = np.maximum.reduceat(totals, self._starts) + self._added
         for code, share in shares.items():
             if code in self._places:
-                ranks[self._places[code]] += self._weights.precedents * share
+                ranks[self._places[code]] += self.weights.precedents * share
         found = []
         for place in np.argsort(-ranks, kind="stable")[:k].tolist():
             start, end = self._starts[place], self._ends[place]

@@ -1,11 +1,14 @@
 """Assign: what counts, what is said in most detail, what is complete, in which order."""
 
+from collections import defaultdict
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from agents.assign import assign
-from clh.schema import Note, Status, Verdict
+from agents.assign import assign, features, tally
+from agents.context import Logistic
+from clh.schema import Candidate, Note, Status, Verdict
 from tests.agents.steps import step, term
 from tests.conftest import MakeContext
 from tests.fakes import QueuedModel
@@ -194,3 +197,75 @@ async def test_the_language_model_is_not_asked_to_choose_from_one(context: MakeC
 async def test_nothing_supported_nothing_assigned(context: MakeContext) -> None:
     added = await assigned(context)
     assert (added["codes"], added["warnings"], added["errors"]) == ([], [], [])
+
+
+# --- all verdicts together --------------------------------------------------------------------
+
+Held = tuple[str, Status, dict[str, tuple[float, float]]]  # code -> its precedent, its probability
+
+
+async def decided(context: MakeContext, *said: Held, **settings: Any) -> dict[str, Any]:
+    """What a decision assigns that goes by precedents, and a little by the number of terms."""
+    toy = context(assign={"threshold": 0.5}, **settings)
+    weights: defaultdict[str, float] = defaultdict(float, precedent=10.0, log_terms=2.0)
+    decision = Logistic("by hand", -7.0, weights)
+    return await step(
+        assign,
+        replace(toy, decision=decision),
+        NOTE,
+        terms=[term(NOTE, quote, status) for quote, status, _ in said],
+        candidates=[
+            [
+                Candidate(code=code, title="any", matched="any", score=0.5, precedent=p, prior=p)
+                for code, (p, _) in found.items()
+            ]
+            for _, _, found in said
+        ],
+        verdicts=[
+            Verdict(term=position, code=code, probability=p, rationale=f"about {code}")
+            for position, (_, _, found) in enumerate(said)
+            for code, (_, p) in found.items()
+        ],
+    )
+
+
+async def test_one_term_may_support_several_codes(context: MakeContext) -> None:
+    added = await decided(
+        context,
+        ("heart failure", "affirmed", {"I50.9": (0.9, 0.1), "I10": (0.8, 0.1), "R05.9": (0, 0.9)}),
+    )
+    assert sorted(codes(added)) == ["I10", "I50.9"]
+    by_code = {one.code: one for one in added["codes"]}
+    assert by_code["I50.9"].confidence > by_code["I10"].confidence > 0.5
+    assert by_code["I10"].rationale == "80% of sentences that say so have it; about I10"
+
+
+async def test_terms_add_up_and_those_that_are_best_are_evidence(context: MakeContext) -> None:
+    weak = {"I50.9": (0.5, 0.1)}
+    alone = await decided(context, ("heart failure", "affirmed", weak))
+    assert codes(alone) == []
+    both = await decided(
+        context,
+        ("heart failure", "affirmed", weak),
+        ("bad heart", "affirmed", weak),
+        ("Cough", "affirmed", {"R05.9": (0.6, 0.1), "I50.9": (0.1, 0.1)}),
+    )
+    [heart] = [one for one in both["codes"] if one.code == "I50.9"]
+    assert [span.text for span in heart.evidence] == ["heart failure", "bad heart"]
+
+
+@pytest.mark.parametrize(("policy", "expected"), [("mention", ["I50.9"]), ("encounter", [])])
+async def test_a_decision_reports_what_the_policy_does(
+    context: MakeContext, policy: str, expected: list[str]
+) -> None:
+    said = ("heart failure", "negated", {"I50.9": (0.9, 0.9)})
+    assert codes(await decided(context, said, policy=policy)) == expected
+
+
+def test_the_shipped_decision_knows_every_feature() -> None:
+    near = Candidate(code="I10", title="any", matched="any", score=0.5)
+    verdict = Verdict(term=0, code="I10", probability=1.0, rationale="any")
+    measured = features(tally([[near]], [verdict])["I10"])
+    shipped = Logistic.load("assign-codiesp")
+    assert set(shipped.coefficients) == set(measured)
+    assert 0 < shipped.probability(measured) < 1

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agents.context import Verifier
-from agents.verify import features, probability, verify
+from agents.context import Logistic
+from agents.verify import features, verify
 from clh.errors import ModelError
 from clh.llm import Messages
 from clh.retrieval.lexical import Lexicon
@@ -43,9 +43,9 @@ def test_probability_rises_with_what_speaks_for_a_code(
     weight: float, intercept: float, low: float, high: float, other: float
 ) -> None:
     low, high = sorted((low, high))
-    verifier = Verifier("any", intercept, {"for": weight, "other": -1.0})
-    less = probability(verifier, {"for": low, "other": other})
-    more = probability(verifier, {"for": high, "other": other})
+    verifier = Logistic("any", intercept, {"for": weight, "other": -1.0})
+    less = verifier.probability({"for": low, "other": other})
+    more = verifier.probability({"for": high, "other": other})
     assert 0 <= less <= more <= 1
 
 
@@ -53,18 +53,18 @@ def test_the_shipped_verifier_knows_every_feature_and_prefers_the_same_words(
     context: MakeContext,
 ) -> None:
     toy = context()
-    shipped = Verifier.load(toy.settings.verify.weights)
+    shipped = Logistic.load(toy.settings.verify.weights)
     heart = term(NOTE, "heart failure")
     same = candidate(toy, "I50.9", matched="heart failure")
     apart = candidate(toy, "M25.561", score=0.3)
     first, second = features(heart, [same, apart], toy.index.lexicon)
     assert set(shipped.coefficients) == set(first)
-    assert probability(shipped, first) > probability(shipped, second)
+    assert shipped.probability(first) > shipped.probability(second)
 
 
 def test_a_verifier_that_is_not_there() -> None:
-    with pytest.raises(ModelError, match=r"verifier 'none'.*set verify\.weights"):
-        Verifier.load("none")
+    with pytest.raises(ModelError, match="the weights 'none' cannot be read"):
+        Logistic.load("none")
 
 
 async def test_every_candidate_of_every_term_gets_a_verdict(context: MakeContext) -> None:

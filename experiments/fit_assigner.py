@@ -1,0 +1,176 @@
+"""Fit the decision of assign: how probable all verdicts on a code make it.
+
+    python experiments/fit_assigner.py --dataset codiesp --data-dir DIR --output OUT
+
+Writes OUT/model.json, which `assign.weights` of the settings can name, and metrics.json; what ships
+is in clh/weights, its threshold in clh/profiles. Documents come in folds: the verdicts on a
+document are made with a prior counted on those of the other folds, as those on a new document will
+be, and the figures are of documents that the weights were not fitted on. The weights that are
+written are fitted on all. A code is right if it is among the note's, 7th characters left out; codes
+that assign may not report are no part of the fit.
+"""
+
+import argparse
+import json
+import random
+from pathlib import Path
+
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
+
+from clh import runs
+
+
+class Recipe(runs.Recipe):
+    """What recipes/fit_assigner.yaml says."""
+
+    profile: str
+    split: str
+    folds: PositiveInt
+    regularisation: PositiveFloat
+    seed: NonNegativeInt
+
+
+def main() -> int:
+    """Code, fit, report, write."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--dataset", default="codiesp")
+    parser.add_argument("--data-dir", type=Path, required=True)
+    parser.add_argument("--output", type=Path, required=True, help="folder for model.json")
+    parser.add_argument(
+        "--recipe", type=Path, default=Path(__file__).with_name("recipes") / "fit_assigner.yaml"
+    )
+    arguments = parser.parse_args()
+
+    from dataclasses import replace
+
+    import numpy as np
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.metrics import average_precision_score, roc_auc_score
+    from sklearn.preprocessing import StandardScaler
+    from tqdm import tqdm
+
+    from agents.analyze import propose
+    from agents.assign import completed, features, tally
+    from agents.context import Context
+    from agents.locate import search
+    from agents.verify import consistent, weigh
+    from clh import corpora, metrics
+    from clh.config import Settings
+    from clh.errors import InputError
+    from clh.icd.tabular import load_tabular
+    from clh.metrics import Scored
+    from clh.models import OURS
+    from clh.retrieval.ann import open_index
+    from clh.retrieval.prior import PRIOR, Prior
+    from clh.training.priors import Counting, count
+
+    recipe = runs.read_recipe(arguments.recipe, Recipe)
+    settings = Settings.load(recipe.profile, assign={"weights": ""})
+    system = load_tabular()
+    context = Context.load(settings, open_index(settings, system))
+    if context.prior is None:
+        raise InputError(f"profile {recipe.profile} names no prior: name another in the recipe")
+    named = settings.locate.prior
+    given = json.loads(
+        ((Path(named) if Path(named).is_dir() else OURS / named) / PRIOR).read_text()
+    )
+    how = Counting(given["longest"], given["doubt"], given["least"])
+    examples = list(corpora.read(arguments.dataset, arguments.data_dir, recipe.split))
+    random.Random(recipe.seed).shuffle(examples)  # noqa: S311
+
+    rows, labels, notes, codes = [], [], [], []
+    gold = [
+        frozenset(system.stem(code) if code in system else code for code in one.codes)
+        for one in examples
+    ]
+    with tqdm(total=len(examples), unit="note", disable=None) as bar:
+        for fold in range(recipe.folds):
+            others = [one for i, one in enumerate(examples) if i % recipe.folds != fold]
+            counted = count(others, system, context.reader, how)
+            prior = Prior("fold", context.prior.weights, *counted, context.index, system)
+            of_fold = replace(context, prior=prior)
+            for number in range(fold, len(examples), recipe.folds):
+                terms = propose(examples[number].note, of_fold)
+                found = search([term.lead_term for term in terms], of_fold)
+                candidates = [consistent(*pair) for pair in zip(terms, found, strict=True)]
+                verdicts = weigh(terms, candidates, of_fold)
+                for code, said in tally(candidates, verdicts).items():
+                    if completed(code, system) is not None:
+                        rows.append(features(said))
+                        labels.append(code in gold[number])
+                        notes.append(number)
+                        codes.append(code)
+                bar.update()
+
+    names = list(rows[0])
+    x = np.array([list(row.values()) for row in rows])
+    y, of_note = np.array(labels), np.array(notes)
+    scaler = StandardScaler().fit(x)
+    scaled = scaler.transform(x)
+
+    def fitted(chosen: np.ndarray) -> LogisticRegression:
+        model = LogisticRegression(C=recipe.regularisation, max_iter=5000)
+        return model.fit(scaled[chosen], y[chosen])
+
+    probability = np.zeros(len(y))
+    for fold in range(recipe.folds):
+        rest = of_note % recipe.folds == fold
+        probability[rest] = fitted(~rest).predict_proba(scaled[rest])[:, 1]
+    curve = metrics.precision_recall(probability, y, sum(map(len, gold)))
+    f1 = 2 * curve.precision * curve.recall / np.maximum(curve.precision + curve.recall, 1e-12)
+    threshold = round(float(curve.threshold[f1.argmax()]), 2)
+    predicted: list[dict[str, float]] = [{} for _ in gold]
+    for note, code, p in zip(notes, codes, probability.tolist(), strict=True):
+        predicted[note][code] = p
+    ranked = [Scored(str(i), *pair) for i, pair in enumerate(zip(gold, predicted, strict=True))]
+    sets = [
+        replace(one, predicted={c: p for c, p in one.predicted.items() if p >= threshold})
+        for one in ranked
+    ]
+    shown = [
+        int(np.searchsorted(curve.threshold, at))
+        for at in np.arange(0.05, 1, 0.05)
+        if at <= curve.threshold[-1]
+    ]
+    report = {
+        "dataset": arguments.dataset,
+        "notes": len(examples),
+        "codes": len(y),
+        "profile": recipe.profile,
+        "models": context.models,
+        "git": runs.git_commit(),
+        "threshold": threshold,
+        **metrics.set_scores(sets),
+        "map": metrics.rank_scores(ranked, ())["map"],
+        "roc_auc": float(roc_auc_score(y, probability)),
+        "average_precision": float(average_precision_score(y, probability)),
+        "calibration_error": metrics.expected_calibration_error(
+            metrics.calibration(probability.tolist(), labels)
+        ),
+        "precision_recall": [
+            {
+                "threshold": round(float(curve.threshold[at]), 2),
+                "precision": round(float(curve.precision[at]), 3),
+                "recall": round(float(curve.recall[at]), 3),
+            }
+            for at in shown
+        ],
+    }
+    model = fitted(np.ones(len(y), dtype=bool))
+    weights = model.coef_[0] / scaler.scale_
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    coefficients = dict(zip(names, weights.round(4).tolist(), strict=True))
+    intercept = round(float(model.intercept_[0] - weights @ scaler.mean_), 4)
+    written = {"intercept": intercept, "coefficients": coefficients}
+    runs.write(arguments.output / "model.json", json.dumps(written, indent=2) + "\n")
+    runs.write(arguments.output / "metrics.json", json.dumps(report, indent=2) + "\n")
+    print(json.dumps({name: report[name] for name in report if name != "precision_recall"}))
+    if threshold != Settings.load(recipe.profile).assign.threshold:
+        print(f"assign.threshold of profile {recipe.profile} is not {threshold}, which was best")
+    return 0
+
+
+if __name__ == "__main__":
+    runs.command(main)
