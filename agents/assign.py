@@ -6,11 +6,11 @@ What counts is the policy's; each step that leaves something out says why in the
 import json
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from agents.context import Context, Logistic
+from agents.context import Context
 from agents.state import State, Trace, agent, conversation
 from clh.icd.tabular import CodeSystem
 from clh.schema import AssignedCode, Candidate, RuleWarning, Span, Term, Verdict
@@ -32,17 +32,31 @@ class Supported:
     flags: tuple[str, ...] = ()
 
 
+class Found(NamedTuple):
+    """What was found of a code at one term; `place` 0 is the term's best candidate."""
+
+    term: int
+    candidate: Candidate
+    place: int
+    probability: float
+    rationale: str
+
+
 @agent("assign")
 async def assign(state: State, context: Context, trace: Trace) -> dict[str, Any]:
     """Turn verdicts into the final set."""
     system, settings = context.system, context.settings
     terms, threshold = state["terms"], settings.assign.threshold
+    probabilities: dict[str, float] = {}
     if context.decision is None:
         likely = [one for one in state["verdicts"] if one.probability >= threshold]
         counted = [one for one in likely if counts(terms[one.term], one.code, context, trace)]
         supported = gather(terms, best_of_each_term(counted))
     else:
-        supported = decide(state, context.decision, context, trace)
+        found = tally(state["candidates"], state["verdicts"])
+        decide = context.decision.probability
+        probabilities = {code: decide(features(said)) for code, said in found.items()}
+        supported = support(found, probabilities, terms, context, trace)
     supported = most_specific(supported, system, trace)
     supported, warnings = complete(supported, system)
     supported.sort(key=lambda one: _rank(one, system))
@@ -61,7 +75,7 @@ async def assign(state: State, context: Context, trace: Trace) -> dict[str, Any]
         )
         for sequence, one in enumerate(supported, start=1)
     ]
-    return {"codes": codes, "warnings": warnings}
+    return {"codes": codes, "warnings": warnings, "probabilities": probabilities}
 
 
 def counts(term: Term, code: str, context: Context, trace: Trace) -> bool:
@@ -93,41 +107,30 @@ def best_of_each_term(verdicts: list[Verdict]) -> list[Verdict]:
     return list(best.values())
 
 
-def decide(state: State, decision: Logistic, context: Context, trace: Trace) -> list[Supported]:
+def support(
+    found: Mapping[str, Sequence[Found]],
+    probabilities: Mapping[str, float],
+    terms: Sequence[Term],
+    context: Context,
+    trace: Trace,
+) -> list[Supported]:
     """The codes that all verdicts together make probable enough, each with its evidence.
 
     That is every term whose best candidate the code is, or else the term where it ranks highest.
     """
-    terms, candidates = state["terms"], state["candidates"]
-    chosen = []
-    for code, found in tally(candidates, state["verdicts"]).items():
-        probability = decision.probability(features(found))
+    supported = []
+    for code, probability in probabilities.items():
         if probability < context.settings.assign.threshold:
             continue
-        counted = [one for one in found if counts(terms[one.term], code, context, trace)]
+        counted = [one for one in found[code] if counts(terms[one.term], code, context, trace)]
         if counted:
             best = max(counted, key=lambda one: one.candidate.rank)
             evidence = [one for one in counted if one.place == 0] or [best]
-            said = f"{best.candidate.precedent:.0%} of sentences that say so have it; "
-            chosen.append(
-                Supported(
-                    code,
-                    [terms[one.term].quote for one in evidence],
-                    probability,
-                    (said if best.candidate.precedent else "") + best.rationale,
-                )
-            )
-    return chosen
-
-
-class Found(NamedTuple):
-    """What was found of a code at one term; `place` 0 is the term's best candidate."""
-
-    term: int
-    candidate: Candidate
-    place: int
-    probability: float
-    rationale: str
+            quotes = [terms[one.term].quote for one in evidence]
+            share = best.candidate.precedent
+            said = f"{share:.0%} of sentences that say so have it; " if share else ""
+            supported.append(Supported(code, quotes, probability, said + best.rationale))
+    return supported
 
 
 def tally(

@@ -255,6 +255,7 @@ def _outcome(
         located=scores("locate"),
         near=_near(state.get("candidates", []), context),
         verified=scores("verify"),
+        decided={code: round(p, 4) for code, p in state.get("probabilities", {}).items()},
     )
     gold = CodedExample(**dict(coded), gold=example.codes)
     return Outcome(example, steps, gold)

@@ -159,7 +159,7 @@ def _stages(
         "analyze": lambda: stages.analyze_scores(outcomes),
         "locate": lambda: stages.locate_scores(outcomes, system),
         "verify": lambda: stages.verify_scores(outcomes, system, threshold),
-        "assign": lambda: stages.assign_scores(outcomes, system),
+        "assign": lambda: stages.assign_scores(outcomes, system, threshold),
     }
     return {agent: scores[agent]() for agent in reported}
 
@@ -185,7 +185,12 @@ def _intervals(
         "assign": ["micro_f1", "micro_precision", "micro_recall", "macro_f1", "exact_match", "map"],
     }[reported[-1]]
     notes = stages.scored(one.coded for one in outcomes)
-    return metrics.bootstrap(notes, judged_by, samples=samples, seed=seed) if judged_by else {}
+    intervals = metrics.bootstrap(notes, judged_by, samples=samples, seed=seed) if judged_by else {}
+    if reported[-1] == "assign":
+        considered = stages.considered(outcomes, system)
+        ranking = metrics.bootstrap(considered, ["map"], samples=samples, seed=seed)
+        return {**intervals, "ranking_map": ranking["map"]}
+    return intervals
 
 
 def _tables(

@@ -42,6 +42,7 @@ class State(Input, total=False):
     terms: list[Term]
     candidates: list[list[Candidate]]
     verdicts: list[Verdict]
+    probabilities: dict[str, float]  # of codes, as assign decides by
     codes: list[AssignedCode]
     warnings: list[RuleWarning]
     errors: Annotated[list[AgentError], operator.add]

@@ -215,7 +215,7 @@ _INK, _MUTED, _ACCENT = "#010101", "#020202", "#030303"
 def _charts(
     result: Mapping[str, Any], outcomes: Sequence[Outcome], system: CodeSystem, threshold: float
 ) -> list[tuple[Markup, str]]:
-    """Precision and recall, and calibration, of verify's probabilities, each with a caption."""
+    """Precision and recall, and calibration, of the probabilities that assign goes by."""
     probabilities, labels = stages.judged(outcomes, system)
     if not probabilities:
         return []
@@ -247,8 +247,8 @@ def _charts(
     error = metrics.expected_calibration_error(bins)
     return [
         (
-            _svg(draw_curve, "Precision and recall of verify's candidates at every threshold"),
-            f"{len(labels):,} candidates of verify, {sum(labels):,} of them gold.",
+            _svg(draw_curve, "Precision and recall of the candidates at every threshold"),
+            f"{len(labels):,} codes to choose from, {sum(labels):,} of them gold.",
         ),
         (
             _svg(draw_bins, "Share of right candidates by their mean probability"),

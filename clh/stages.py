@@ -48,6 +48,14 @@ class Steps(Shape):
     located: dict[str, float] = Field(default={}, description="code -> similarity and prior")
     near: dict[str, float] = Field(default={}, description="the same by similarity alone")
     verified: dict[str, float] = Field(default={}, description="code -> probability")
+    decided: dict[str, float] = Field(
+        default={}, description="code -> probability by all verdicts, where assign decides by that"
+    )
+
+    @property
+    def probabilities(self) -> dict[str, float]:
+        """What the threshold of assign is held against."""
+        return self.decided or self.verified
 
 
 class PredictedCode(BaseModel):
@@ -188,18 +196,22 @@ def located(outcomes: Iterable[Outcome], system: CodeSystem) -> tuple[list[Score
 def verify_scores(
     outcomes: Sequence[Outcome], system: CodeSystem, threshold: float
 ) -> dict[str, Any]:
-    """How well the probabilities tell a note's codes from the other candidates.
+    """How well verify's probabilities tell a note's codes from the other candidates.
 
     `recall` is of the gold codes that pass the threshold; 7th characters as in `locate_scores`.
     """
+    ranked = [_ranked(one.example, one.steps.verified, system) for one in outcomes]
+    return _judgement(ranked, threshold)
+
+
+def _judgement(ranked: Sequence[Scored], threshold: float) -> dict[str, Any]:
     from sklearn.metrics import average_precision_score, brier_score_loss, roc_auc_score
 
-    ranked = [_ranked(one.example, one.steps.verified, system) for one in outcomes]
     passed = [
         Scored(one.id, one.gold, {c: p for c, p in one.predicted.items() if p >= threshold})
         for one in ranked
     ]
-    probabilities, labels = judged(outcomes, system)
+    probabilities, labels = _pairs(ranked)
     both = 0 < sum(labels) < len(labels)
     bins = metrics.calibration(probabilities, labels)
     scores = metrics.rank_scores(ranked, CUTOFFS)
@@ -220,23 +232,37 @@ def verify_scores(
 
 
 def judged(outcomes: Iterable[Outcome], system: CodeSystem) -> tuple[list[float], list[bool]]:
-    """Verify's probabilities, and whether each was for a gold code of its note."""
+    """The probabilities that assign goes by, and whether each was for a gold code of its note."""
+    return _pairs(considered(outcomes, system))
+
+
+def considered(outcomes: Iterable[Outcome], system: CodeSystem) -> list[Scored]:
+    """All codes that assign chooses from, with the probabilities that it goes by."""
+    return [_ranked(one.example, one.steps.probabilities, system) for one in outcomes]
+
+
+def _pairs(notes: Iterable[Scored]) -> tuple[list[float], list[bool]]:
     probabilities: list[float] = []
     labels: list[bool] = []
-    for one in outcomes:
-        note = _ranked(one.example, one.steps.verified, system)
+    for note in notes:
         probabilities += note.predicted.values()
         labels += [code in note.gold for code in note.predicted]
     return probabilities, labels
 
 
-def assign_scores(outcomes: Sequence[Outcome], system: CodeSystem) -> dict[str, Any]:
-    """The final codes: exact scores, and the same folded and by category."""
+def assign_scores(
+    outcomes: Sequence[Outcome], system: CodeSystem, threshold: float
+) -> dict[str, Any]:
+    """The final codes: exact scores, and the same folded and by category.
+
+    `ranking` is of all codes by the probabilities that assign goes by, as `verify_scores`.
+    """
     notes = scored(coded for _, _, coded in outcomes)
     folded = metrics.folded(notes, system)
     return {
         "codes_per_note": sum(len(one.predicted) for one in notes) / len(notes),
         **metrics.summary(notes, system),
+        "ranking": _judgement(considered(outcomes, system), threshold),
         "folded": metrics.set_scores(folded),
         "category": metrics.set_scores(metrics.categories(folded)),
     }
@@ -284,7 +310,7 @@ def _why_missed(code: str, outcome: Outcome, system: CodeSystem, threshold: floa
     if stem not in steps.located and not probability:
         missed = code in evidenced and code not in _touched(example, steps.terms)
         return "not found by analyze" if missed else "not retrieved by locate"
-    if probability < threshold:
+    if not steps.decided and probability < threshold:
         return "rejected by verify"
     return "dropped by assign"
 

@@ -45,6 +45,7 @@ def outcome(
     located: tuple[str, ...] = (),
     verified: dict[str, float] | None = None,
     assigned: dict[str, float] | None = None,
+    decided: dict[str, float] | None = None,
 ) -> Outcome:
     """`gold` gives each code its quote, "" where the corpus does not say where it is."""
     example = Example(
@@ -71,6 +72,7 @@ def outcome(
         located={code: 1 - rank / 10 for rank, code in enumerate(located)},
         near={code: 1 - rank / 10 for rank, code in enumerate(located)},
         verified=verified or {},
+        decided=decided or {},
     )
     coded = CodedExample(
         note_id="n",
@@ -150,7 +152,7 @@ def test_nothing_is_lost_or_invented_when_all_is_right(system: CodeSystem) -> No
     right = outcome({"I10": "hypertension"}, assigned={"I10": 0.5})
     assert misses([right], system, THRESHOLD) == extras([right], system) == []
     assert set(funnel([right], system, THRESHOLD).values()) == {1}
-    scores = assign_scores([right], system)
+    scores = assign_scores([right], system, THRESHOLD)
     assert scores["micro_f1"] == scores["folded"]["micro_f1"] == scores["category"]["micro_f1"] == 1
 
 
@@ -179,6 +181,20 @@ def test_verify_without_any_right_candidate_has_no_curve(system: CodeSystem) -> 
     scores = verify_scores([outcome({"I10": ""}, verified={"J18.9": 0.5})], system, THRESHOLD)
     assert scores["roc_auc"] is None
     assert json.dumps(scores)
+
+
+def test_the_ranking_of_assign_is_its_decisions_where_it_has_one(system: CodeSystem) -> None:
+    verified = {"I10": 0.3, "J18.9": 0.5}
+    by_verify = outcome({"I10": ""}, located=("I10",), verified=verified)
+    decided = outcome(
+        {"I10": ""}, located=("I10",), verified=verified, decided={"I10": 0.2, "J18.9": 0.1}
+    )
+    for one, score, why in (
+        (by_verify, 0.5, "rejected by verify"),
+        (decided, 1, "dropped by assign"),  # nothing that verify says is final
+    ):
+        assert assign_scores([one], system, THRESHOLD)["ranking"]["map"] == score
+        assert [lost.why for lost in misses([one], system, THRESHOLD)] == [why]
 
 
 LINE: dict[str, Any] = {
