@@ -17,9 +17,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, Self, TypedDict, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, Self, TypeVar, cast
 
 from pydantic import BaseModel, ValidationError
+from typing_extensions import TypedDict  # typing's own is for pydantic only from Python 3.12 on
 
 from clh.errors import InputError, ModelError, ReplyError, ServerError
 from clh.models import fast_dtype, model_id, resolve, silence_bars

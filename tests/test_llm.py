@@ -20,13 +20,8 @@ from pydantic import BaseModel, ConfigDict, Field, create_model
 from clh.config import Settings
 from clh.errors import InputError, ModelError, ReplyError, ServerError
 from clh.llm import LangChainModel, LanguageModel, LocalModel, Message, Messages, connect
-from tests.fakes import QueuedModel
+from tests.fakes import QueuedModel, tiny_llama
 
-CHATML = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
-    "{{ message['content'] }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 NOTE = "Discharge summary. Patient with community acquired pneumonia, treated with azithromycin. "
 QUESTIONS = ["Pneumonia, unspecified?", "Asthma?", "Type 2 diabetes mellitus with neuropathy?"]
 
@@ -58,39 +53,8 @@ def about_the_note(questions: Sequence[str] = QUESTIONS) -> list[Messages]:
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random Llama of two layers and a byte-level tokenizer, saved like any other model."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=320,
-        special_tokens=["<|im_start|>", "<|im_end|>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator([NOTE, *QUESTIONS, '{"quote": "yes"}, [no]'], trainer)
-    fast = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
-        tokenizer_object=tokenizer, bos_token="<|im_start|>", eos_token="<|im_end|>"
-    )
-    fast.chat_template = CHATML
-
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(fast),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=1024,
-        initializer_range=0.5,  # far from uniform, so that mistakes show
-    )
     folder = tmp_path_factory.mktemp("models") / "tiny"
-    LlamaForCausalLM(config).save_pretrained(folder)
-    fast.save_pretrained(folder)
-    return folder
+    return tiny_llama(folder, [NOTE, *QUESTIONS, '{"quote": "yes"}, [no]'])
 
 
 @pytest.fixture(scope="session")

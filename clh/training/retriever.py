@@ -8,7 +8,6 @@ on as if it had never stopped.
 
 import json
 import random
-import shutil
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -265,11 +264,11 @@ class Training:
             )
             (to / _STATE).write_text(json.dumps(log), encoding="utf-8")
 
-        _replace(folder, write)
+        runs.write_folder(folder, write)
 
     def export(self, folder: Path) -> None:
         """Write the towers as they ship: float16."""
-        _replace(folder, lambda to: self._encoder.save(to, torch.float16))
+        runs.write_folder(folder, lambda to: self._encoder.save(to, torch.float16))
 
     def restore(self, folder: Path) -> list[dict[str, float]]:
         """Go on from a checkpoint, whose weights the encoder has; returns the epochs so far."""
@@ -359,13 +358,3 @@ def _chunks(texts: Sequence[str], size: int) -> tuple[list[list[str]], Tensor]:
         for start in range(0, len(texts), size)
     ]
     return chunks, torch.tensor(by_length).argsort()
-
-
-def _replace(folder: Path, write: Callable[[Path], None]) -> None:
-    """Put what is written in the place of `folder`, whole."""
-    partial_folder = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial_folder, ignore_errors=True)
-    partial_folder.mkdir(parents=True)
-    write(partial_folder)
-    shutil.rmtree(folder, ignore_errors=True)
-    partial_folder.rename(folder)

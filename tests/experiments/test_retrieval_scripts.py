@@ -116,3 +116,55 @@ def test_a_fitted_prior_finds_codes_as_the_corpus_writes_them(
     # What is found without a prior is the same, whether there is one or not.
     assert located["with"]["no_prior"] == located["without"]["no_prior"]
     assert located["without"]["no_prior"]["recall@200"] == 0.5
+
+
+def test_a_fitted_decision_is_of_documents_that_the_prior_had_not_seen(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = {"split": "train", "held_out": 0.25, "seed": 0, "candidates": 5}
+    recipe |= {"words": [0.2], "notes": [0.5], "precedents": [0.5]}
+    recipe |= {"longest": 3, "doubt": 1, "least": 0.1}
+    (tmp_path / "locate.yaml").write_text(yaml.safe_dump(recipe))
+    prior, out = tmp_path / "prior", tmp_path / "assign"
+    assert run("fit_locate", "--recipe", tmp_path / "locate.yaml", "--output", prior) == 0
+    monkeypatch.setenv("CLH_LOCATE__PRIOR", str(prior))
+
+    recipe = {"profile": "cpu", "split": "train", "folds": 4, "regularisation": 1, "seed": 0}
+    (tmp_path / "assign.yaml").write_text(yaml.safe_dump(recipe))
+    assert run("fit_assigner", "--recipe", tmp_path / "assign.yaml", "--output", out) == 0
+    report = json.loads((out / "metrics.json").read_text())
+    assert 0 <= report["threshold"] <= 1
+    assert 0 < report["roc_auc"] <= 1
+    assert report["notes"] == len(TRAIN)
+    thresholds = [one["threshold"] for one in report["precision_recall"]]
+    assert thresholds == sorted(thresholds)
+
+    coded = {}
+    for name, weights in (("without", ""), ("with", str(out))):
+        monkeypatch.setenv("CLH_ASSIGN__WEIGHTS", weights)
+        monkeypatch.setenv("CLH_ASSIGN__THRESHOLD", "0")
+        run_out = tmp_path / name
+        assert run("benchmark", "--split", "dev", "--output", run_out) == 0
+        coded[name] = json.loads((run_out / "metrics.json").read_text())["stages"]["assign"]
+    # At no threshold all that is located is assigned, not each term's best alone.
+    assert coded["with"]["codes_per_note"] > coded["without"]["codes_per_note"]
+
+
+@pytest.mark.parametrize(
+    ("profile", "folds", "says"),
+    [("cpu", 4, "names no prior"), ("codiesp", 2, "too few documents for 2 folds")],
+)
+def test_a_decision_that_cannot_be_fitted(
+    run: Run,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    profile: str,
+    folds: int,
+    says: str,
+) -> None:
+    recipe = {"profile": profile, "split": "train", "regularisation": 1, "seed": 0, "folds": folds}
+    (tmp_path / "assign.yaml").write_text(yaml.safe_dump(recipe))
+    out = tmp_path / "out"
+    assert run("fit_assigner", "--recipe", tmp_path / "assign.yaml", "--output", out) == 2
+    assert says in capsys.readouterr().err
+    assert not out.exists()

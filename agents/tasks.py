@@ -1,0 +1,542 @@
+"""What a language model learns the agents' work from: their own questions about a corpus, answered.
+
+Questions are asked as in inference, and replies read by the same code. Assign is left out: all it
+asks is which code comes first, and no corpus here puts its codes in order.
+"""
+
+import argparse
+import json
+import random
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import harmonic_mean
+from types import MappingProxyType
+from typing import Annotated, Any, Literal, NamedTuple
+
+from pydantic import Field, TypeAdapter, ValidationError
+from spacy.tokens import Span as Tokens
+
+import prompts
+from agents.analyze import Quoted, Reply, find, propose, windows
+from agents.context import Context
+from agents.locate import search
+from agents.state import conversation
+from agents.verify import ANSWERS, consistent, question
+from clh import corpora, llm, models, runs
+from clh.config import Settings
+from clh.corpora import Example
+from clh.errors import InputError, ReplyError
+from clh.icd.tabular import CodeSystem, load_tabular
+from clh.llm import LanguageModel, Message
+from clh.reader import Reader, Sentence
+from clh.retrieval.ann import open_index
+from clh.retrieval.lexical import expand
+from clh.schema import Candidate, Note, Shape, Span, Term
+from clh.training import rewards
+from clh.training.language import Recipe, Task
+from clh.training.pairs import reported
+
+Completions = Sequence[Sequence[Mapping[str, str]]]
+
+_TELLING = 5  # words; a shorter sentence is in many notes
+
+
+class Mark(Shape):
+    """Where a passage says what a code stands for."""
+
+    start: int
+    end: int
+    code: str
+
+
+class Window(Shape):
+    """Analyze's question about a window of a note."""
+
+    task: Literal["analyze"] = "analyze"
+    document: str
+    messages: tuple[Message, ...]
+    reply: str
+    passage: Note
+    marks: tuple[Mark, ...]
+
+
+class Question(Shape):
+    """Verify's question about a candidate."""
+
+    task: Literal["verify"] = "verify"
+    document: str
+    messages: tuple[Message, ...]
+    reply: Literal["yes", "no"]
+
+
+Item = Window | Question
+_ITEM: TypeAdapter[Item] = TypeAdapter(Annotated[Item, Field(discriminator="task")])
+
+
+class Preference(Shape):
+    """A question, the right reply, and the model's own, which is worse."""
+
+    messages: tuple[Message, ...]
+    reply: str
+    rejected: str
+
+
+@dataclass(frozen=True)
+class Lessons:
+    """What a run learns from, what chooses its best epoch, and where it is kept."""
+
+    learned: list[Item]
+    held_out: list[Item]
+    context: Context
+    folder: runs.Folder
+
+
+def prepare(arguments: argparse.Namespace, recipe: Recipe, *files: str) -> Lessons:
+    """The lessons of a run, made once, and its folder, in which each of `files` grows line by line.
+
+    The documents held out are those that the towers hold out, too. What is learned from has no
+    sentence of theirs, nor of the splits that `arguments.unseen` names. Raises InputError for data
+    that cannot be used.
+    """
+    corpus = corpora.find(arguments.dataset)
+    examples = list(corpora.read(arguments.dataset, arguments.data_dir, "train"))
+    documents, held_out = corpora.hold_out(
+        examples[: arguments.limit], recipe.held_out, recipe.seed
+    )
+    others = [
+        one
+        for split in arguments.unseen
+        for one in corpora.read(arguments.dataset, arguments.data_dir, split)
+    ]
+    # A prior was counted on these very documents, and would lead every term to their codes.
+    locate = {"prior": "", "candidates": recipe.candidates}
+    settings = Settings.load(corpus.profile, policy=corpus.policy, locate=locate)
+    system = load_tabular()
+    context = _load(settings, system)
+    base = models.resolve(recipe.base, settings.cache_dir)
+    config = {
+        "recipe": recipe.model_dump(mode="json"),
+        "dataset": arguments.dataset,
+        "documents": len(documents),
+        "held_out": len(held_out),
+        "unseen": {split: sum(one.split == split for one in others) for split in arguments.unseen},
+        "settings": settings.hash,
+        "prompts": {task: prompts.sha256(task) for task in recipe.learned},
+        "models": context.models,
+        "base": models.model_id(recipe.base, base),
+        "icd_release": system.release,
+        "git": runs.git_commit(),
+    }
+    folder = runs.Folder(arguments.output, config, files)
+    unseen = said([*held_out, *others], context.reader)
+    return Lessons(
+        learned=_kept(
+            folder.path / "learned.jsonl",
+            lambda: draw(documents, context, recipe, recipe.learned, unseen),
+        ),
+        held_out=_kept(
+            folder.path / "held_out.jsonl", lambda: draw(held_out, context, recipe, recipe.scored)
+        ),
+        context=context,
+        folder=folder,
+    )
+
+
+def draw(
+    examples: Sequence[Example],
+    context: Context,
+    recipe: Recipe,
+    sizes: Mapping[Task, int],
+    unseen: Collection[str] = (),
+) -> list[Item]:
+    """Questions of each task, as many as `sizes` says or as there are, from documents at random.
+
+    Raises InputError where a task has none.
+    """
+    from tqdm import tqdm
+
+    rng = random.Random(recipe.seed)  # noqa: S311
+    pools: dict[Task, list[Item]] = {task: [] for task in sizes}
+    for example in tqdm(rng.sample(examples, len(examples)), unit="document", leave=False):
+        if all(len(pools[task]) >= size for task, size in sizes.items()):
+            break
+        for item in ask(example, context, recipe.negatives, rng, unseen):
+            if item.task in pools:
+                pools[item.task].append(item)
+    drawn: list[Item] = []
+    for task, pool in pools.items():
+        if not pool:
+            raise InputError(f"no document has a question for {task}: give more, or more evidence")
+        drawn += rng.sample(pool, min(sizes[task], len(pool)))
+    return rng.sample(drawn, len(drawn))
+
+
+def ask(
+    example: Example,
+    context: Context,
+    negatives: float,
+    rng: random.Random,
+    unseen: Collection[str] = (),
+) -> list[Item]:
+    """All windows of a document, and of its candidates the right ones with `negatives` for each.
+
+    A window or question that shows an `unseen` sentence is left out. Raises InputError for an
+    example that has codes but no evidence.
+    """
+    if example.codes and not example.evidence:
+        raise InputError(f"{example.id} has codes without evidence: agents learn from evidence")
+    terms = propose(example.note, context)
+    found = search([term.lead_term for term in terms], context)
+    marks = _marks(example, context)
+    asked = _windows(example, marks, terms, found, context, unseen)
+    right, wrong = _questions(example, marks, terms, found, context, unseen)
+    return [*asked, *right, *rng.sample(wrong, min(round(negatives * len(right)), len(wrong)))]
+
+
+def said(examples: Sequence[Example], reader: Reader) -> set[str]:
+    """The sentences of some documents, those of few words left out, as `key` names them."""
+    return {
+        key(sentence.tokens.text)
+        for example in examples
+        for sentence in reader.sentences(example.note.text)
+    } - {""}
+
+
+def key(sentence: str) -> str:
+    """A sentence by its words, all figures alike; "" for one of few words."""
+    words = re.findall(r"\w+", re.sub(r"\d+", "0", sentence.casefold()))
+    return " ".join(words) if len(words) >= _TELLING else ""
+
+
+# --- what is right --------------------------------------------------------------------------
+
+
+def _marks(example: Example, context: Context) -> list[Mark]:
+    """The evidence, by codes as locate reports them; those that the release lacks are left out."""
+    return [
+        Mark(start=span.start, end=span.end, code=code)
+        for gold in dict.fromkeys(one.code for one in example.evidence)
+        if (code := reported(gold, context.system)) is not None
+        for span in example.spans(gold)
+    ]
+
+
+def _windows(
+    example: Example,
+    marks: Sequence[Mark],
+    terms: Sequence[Term],
+    found: Sequence[Sequence[Candidate]],
+    context: Context,
+    unseen: Collection[str],
+) -> Iterator[Window]:
+    note, settings = example.note, context.settings
+    sentences = context.reader.sentences(note.text)
+    named = [
+        *_named_in_sentences(marks, terms, found, sentences, context),
+        *_named_by_marks(note, marks, sentences, context),
+    ]
+    for window in windows(sentences, settings.analyze):
+        if any(key(sentence.tokens.text) in unseen for sentence in window):
+            continue
+        passage = note.span(window[0].tokens.start_char, window[-1].tokens.end_char)
+        quoted = {
+            term.quote.start: one
+            for term in named
+            # Inference takes the first place that says a quote: no other can be asked for.
+            if find(note, passage, term.quote.text) == term.quote
+            and (one := _quoted(term)) is not None
+        }
+        yield Window(
+            document=example.id,
+            messages=tuple(conversation("analyze", text=passage.text, policy=settings.policy)),
+            reply=_written([quoted[start] for start in sorted(quoted)]),
+            passage=Note(id=example.id, text=passage.text),
+            marks=tuple(
+                Mark(
+                    start=max(one.start, passage.start) - passage.start,
+                    end=min(one.end, passage.end) - passage.start,
+                    code=one.code,
+                )
+                for one in marks
+                if _meet(one, passage)
+            ),
+        )
+
+
+def _named_in_sentences(
+    marks: Sequence[Mark],
+    terms: Sequence[Term],
+    found: Sequence[Sequence[Candidate]],
+    sentences: Sequence[Sentence],
+    context: Context,
+) -> Iterator[Term]:
+    """Of a sentence marked as a whole the terms that lead to its codes, by what they lay close to.
+
+    CodiEsp's English is marked so.
+    """
+    wide = [mark for mark in marks if any(_covers(mark, one) for one in sentences)]
+    for term, near in zip(terms, found, strict=True):
+        marked = {mark.code for mark in wide if _meet(mark, term.quote)}
+        codes = _codes(near, context)
+        right = (one for one, code in zip(near, codes, strict=True) if code in marked)
+        if (best := next(right, None)) is not None:
+            yield term.model_copy(update={"lead_term": best.matched})
+
+
+def _named_by_marks(
+    note: Note, marks: Sequence[Mark], sentences: Sequence[Sentence], context: Context
+) -> Iterator[Term]:
+    """The marks that are shorter than their sentences, by the text of the code closest to them."""
+    short = [
+        (mark, sentence)
+        for mark in marks
+        for sentence in sentences
+        if _within(mark, sentence) and not _covers(mark, sentence)
+    ]
+    mentions = [(one, _tokens(mark, one)) for mark, one in short]
+    words = [" ".join(note.text[mark.start : mark.end].lower().split()) for mark, _ in short]
+    found = search([expand(one) for one in words], context)
+    statuses = context.reader.statuses(mentions)
+    for (mark, sentence), near, status in zip(short, found, statuses, strict=True):
+        codes = _codes(near, context)
+        right = (one.matched for one, code in zip(near, codes, strict=True) if code == mark.code)
+        yield Term(
+            quote=note.span(mark.start, mark.end),
+            sentence=note.span(sentence.tokens.start_char, sentence.tokens.end_char),
+            lead_term=next(right, context.system[mark.code].title),
+            status=status,
+        )
+
+
+def _questions(
+    example: Example,
+    marks: Sequence[Mark],
+    terms: Sequence[Term],
+    found: Sequence[Sequence[Candidate]],
+    context: Context,
+    unseen: Collection[str],
+) -> tuple[list[Question], list[Question]]:
+    """The candidates marked in their term's sentence, and those that the note has nowhere."""
+    gold = {reported(code, context.system) for code in example.codes}
+    right: list[Question] = []
+    wrong: list[Question] = []
+    for term, near in zip(terms, found, strict=True):
+        if key(term.sentence.text) in unseen:
+            continue
+        here = {mark.code for mark in marks if _meet(mark, term.sentence)}
+        candidates = consistent(term, near)
+        for candidate, code in zip(candidates, _codes(candidates, context), strict=True):
+            if code in gold and code not in here:
+                continue  # the note means it elsewhere, and perhaps here
+            asked = Question(
+                document=example.id,
+                messages=tuple(question(term, candidate, context)),
+                reply="yes" if code in here else "no",
+            )
+            (right if code in here else wrong).append(asked)
+    return right, wrong
+
+
+def _codes(candidates: Sequence[Candidate], context: Context) -> list[str]:
+    """The codes of candidates, named as marks name theirs: a prior's may be categories."""
+    return [context.system.reported(one.code) for one in candidates]
+
+
+def _quoted(term: Term) -> Quoted | None:
+    """The term as a reply gives it; None for one that a reply has no room for."""
+    quote = " ".join(term.quote.text.split())
+    for lead_term in (term.lead_term, quote):
+        with suppress(ValidationError):
+            return Quoted(quote=quote, lead_term=lead_term, status=term.status)
+    return None
+
+
+def _written(terms: Sequence[Quoted]) -> str:
+    most = Reply.model_json_schema()["properties"]["terms"]["maxItems"]
+    return json.dumps(Reply(terms=[*terms[:most]]).model_dump(), ensure_ascii=False)
+
+
+def _meet(mark: Mark, span: Span) -> bool:
+    return mark.start < span.end and span.start < mark.end
+
+
+def _covers(mark: Mark, sentence: Sentence) -> bool:
+    return mark.start <= sentence.tokens.start_char and sentence.tokens.end_char <= mark.end
+
+
+def _tokens(mark: Mark, sentence: Sentence) -> Tokens:
+    """The tokens that a mark within a sentence touches."""
+    touched = [
+        one for one in sentence.tokens if mark.start < one.idx + len(one) and one.idx < mark.end
+    ]
+    return sentence.tokens.doc[touched[0].i : touched[-1].i + 1]
+
+
+def _within(mark: Mark, sentence: Sentence) -> bool:
+    return sentence.tokens.start_char <= mark.start and mark.end <= sentence.tokens.end_char
+
+
+# --- how good a reply is ----------------------------------------------------------------------
+
+
+class Heard(NamedTuple):
+    """What inference reads in a reply."""
+
+    usable: bool
+    quotes: int = 0  # given, in the passage or not
+    terms: Mapping[Span, str] = MappingProxyType({})  # by their places, with their lead terms
+
+
+def hear(item: Item, raw: str) -> Heard:
+    """Read a reply; one that cannot be read is heard as such."""
+    if isinstance(item, Question):
+        return Heard(raw in ANSWERS)
+    try:
+        quoted = llm.Reply.parse(raw, Reply).value.terms
+    except ReplyError:
+        return Heard(False)
+    whole = item.passage.span(0, len(item.passage.text))
+    places = [(find(item.passage, whole, one.quote), one.lead_term) for one in quoted]
+    return Heard(True, len(quoted), {place: said for place, said in places if place is not None})
+
+
+class Judge:
+    """Rewards of replies, each from 0 to 1, in the form that TRL calls.
+
+    Of a batch, `completions` are the replies as one message each, and `item` says which of the
+    items each is a reply to.
+    """
+
+    def __init__(self, items: Sequence[Item], context: Context) -> None:
+        """Take the items, and what locate needs."""
+        self.items, self._context = items, context
+
+    def format(self, completions: Completions, item: Sequence[int], **_: Any) -> list[float]:
+        """Whether inference can read the reply."""
+        return [float(heard.usable) for _, _, heard in self._heard(completions, item)]
+
+    def verbatim(self, completions: Completions, item: Sequence[int], **_: Any) -> list[float]:
+        """The share of its quotes that the passage says, if it can be read."""
+        return [
+            heard.usable * rewards.share(len(heard.terms), heard.quotes)
+            for _, _, heard in self._heard(completions, item)
+        ]
+
+    def correct(self, completions: Completions, item: Sequence[int], **_: Any) -> list[float]:
+        """Whether verify's answer is right; how well what analyze's terms lead to agrees with gold.
+
+        A term leads to the candidates that locate finds for it.
+        """
+        heard = self._heard(completions, item)
+        queries = sorted({said for _, _, one in heard for said in one.terms.values()})
+        found = zip(queries, search(queries, self._context), strict=True)
+        leads = {said: _codes(near, self._context) for said, near in found}
+        return [
+            float(raw == asked.reply)
+            if isinstance(asked, Question)
+            else one.usable
+            * rewards.agreement(
+                [leads[said] for said in one.terms.values()], {mark.code for mark in asked.marks}
+            )
+            for asked, raw, one in heard
+        ]
+
+    def _heard(
+        self, completions: Completions, item: Sequence[int]
+    ) -> list[tuple[Item, str, Heard]]:
+        replies = [
+            (self.items[place], "".join(turn["content"] for turn in turns))
+            for place, turns in zip(item, completions, strict=True)
+        ]
+        return [(asked, raw, hear(asked, raw)) for asked, raw in replies]
+
+
+async def answer(item: Item, model: LanguageModel) -> str:
+    """What a model replies, however bad."""
+    if isinstance(item, Question):
+        [shares] = await model.choose([item.messages], ANSWERS)
+        return ANSWERS[shares.index(max(shares))]
+    try:
+        return (await model.chat(item.messages, Reply)).raw
+    except ReplyError as error:
+        return error.raw
+
+
+async def mistake(place: int, judge: Judge, model: LanguageModel) -> Preference | None:
+    """The right reply to an item of the judge and the model's own; None if that is as good."""
+    item = judge.items[place]
+    own = await answer(item, model)
+    replies = [[{"content": item.reply}], [{"content": own}]]
+    right, said = judge.correct(replies, [place, place])
+    if said >= right:
+        return None
+    return Preference(messages=item.messages, reply=item.reply, rejected=own)
+
+
+async def score(items: Sequence[Item], model: LanguageModel) -> dict[str, float]:
+    """How well a model does each task, and `score`, the mean of its F1 and average precision.
+
+    `analyze_recall` is the share of gold codes that some term touches the evidence for, and
+    `analyze_precision` the share of terms that touch any; an invented quote touches none.
+    `verify_…` rank questions by the probability of yes, with as many wrong candidates for a right
+    one as were drawn. Raises InputError where verify's questions have all the same answer.
+    """
+    windows_ = [one for one in items if isinstance(one, Window)]
+    questions = [one for one in items if isinstance(one, Question)]
+    scores: dict[str, float] = {}
+    chosen: list[float] = []
+    if windows_:
+        heard = [hear(one, await answer(one, model)) for one in windows_]
+        scores |= _of_windows(windows_, heard)
+        chosen.append(scores["analyze_f1"])
+    if questions:
+        scores |= await _of_questions(questions, model)
+        chosen.append(scores["verify_average_precision"])
+    return {"score": sum(chosen) / len(chosen), **scores}
+
+
+def _of_windows(asked: Sequence[Window], heard: Sequence[Heard]) -> dict[str, float]:
+    right = touched = known = 0
+    for window, one in zip(asked, heard, strict=True):
+        right += sum(any(_meet(mark, place) for mark in window.marks) for place in one.terms)
+        known += len({mark.code for mark in window.marks})
+        touched += len(
+            {mark.code for mark in window.marks if any(_meet(mark, place) for place in one.terms)}
+        )
+    precision = rewards.share(right, sum(one.quotes for one in heard))
+    recall = rewards.share(touched, known)
+    return {
+        "analyze_f1": harmonic_mean([precision, recall]),
+        "analyze_precision": precision,
+        "analyze_recall": recall,
+        "analyze_usable": rewards.share(sum(one.usable for one in heard), len(heard)),
+    }
+
+
+async def _of_questions(asked: Sequence[Question], model: LanguageModel) -> dict[str, float]:
+    from sklearn.metrics import average_precision_score, roc_auc_score
+
+    labels = [one.reply == "yes" for one in asked]
+    if len(set(labels)) == 1:
+        raise InputError(f"all questions held out have the answer {asked[0].reply}: hold out more")
+    shares = await model.choose([one.messages for one in asked], ANSWERS)
+    probabilities = [yes for yes, _ in shares]
+    return {
+        "verify_average_precision": float(average_precision_score(labels, probabilities)),
+        "verify_roc_auc": float(roc_auc_score(labels, probabilities)),
+    }
+
+
+def _load(settings: Settings, system: CodeSystem) -> Context:
+    return Context.load(settings, open_index(settings, system))
+
+
+def _kept(file: Path, make: Callable[[], list[Item]]) -> list[Item]:
+    """The items in a file, which is written first if it is not there."""
+    if not file.exists():
+        runs.write(file, "".join(one.model_dump_json() + "\n" for one in make()))
+    lines = file.read_bytes().decode("utf-8").split("\n")[:-1]
+    return [_ITEM.validate_json(line) for line in lines]

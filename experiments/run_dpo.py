@@ -1,0 +1,85 @@
+"""Fine-tune a language model on the agents' work: by preference for what is right over its own.
+
+    python experiments/run_dpo.py --dataset codiesp --data-dir DIR --output OUT
+
+The base of the recipe, an adapter of run_training.py for one, answers the questions of the training
+documents. Where its reply is worse than the right one, the two make a pair. Documents, and what
+happens after a kill, are as in run_training.py.
+
+Writes OUT/best, an adapter on that base; log.jsonl, the scores by epoch and the margins between the
+rewards of both replies; pairs.jsonl, a pair for each question or null; the rest as run_training.py.
+"""
+
+import asyncio
+from typing import Literal
+
+from pydantic import PositiveFloat
+
+from clh import runs
+from clh.training import language
+
+
+class Recipe(language.Recipe):
+    """What recipes/run_dpo.yaml says."""
+
+    loss: Literal["apo_zero", "sigmoid"]
+    beta: PositiveFloat
+
+
+def main() -> int:
+    """Find the mistakes, train, and keep the best."""
+    arguments = language.parser(__doc__, "experiments/recipes/run_dpo.yaml").parse_args()
+
+    from tqdm import tqdm
+    from trl import DPOConfig, DPOTrainer
+
+    from agents import tasks
+    from clh.llm import LocalModel
+
+    recipe = runs.read_recipe(arguments.recipe, Recipe)
+    lessons = tasks.prepare(arguments, recipe, "pairs.jsonl")
+    folder, cache_dir = lessons.folder.path, lessons.context.settings.cache_dir
+    student = language.load(recipe, cache_dir)
+    judge = tasks.Judge(lessons.learned, lessons.context)
+    done = len(lessons.folder.lines("pairs.jsonl"))
+    if done < len(judge.items):
+        base = LocalModel(recipe.base, cache_dir, max_tokens=recipe.reply_tokens)
+        for place in tqdm(range(done, len(judge.items)), unit="question"):
+            pair = asyncio.run(tasks.mistake(place, judge, base))
+            lessons.folder.append("null" if pair is None else pair.model_dump_json())
+    pairs = [
+        tasks.Preference.model_validate_json(line)
+        for line in lessons.folder.lines("pairs.jsonl")
+        if line != "null"
+    ]
+    trainer = DPOTrainer(
+        student.model,
+        args=DPOConfig(
+            **language.settings(recipe, folder),
+            max_length=None,
+            loss_type=[recipe.loss],
+            beta=recipe.beta,
+        ),
+        train_dataset=language.rows(
+            {
+                "prompt": list(one.messages),
+                "chosen": language.said(one.reply),
+                "rejected": language.said(one.rejected),
+            }
+            for one in language.fitting(pairs, student.tokenizer, recipe.max_tokens)
+        ),
+        processing_class=student.tokenizer,
+        peft_config=student.adapter,
+    )
+    language.train(
+        trainer,
+        student,
+        recipe,
+        folder,
+        lambda model: asyncio.run(tasks.score(lessons.held_out, model)),
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    runs.command(main)

@@ -1,0 +1,41 @@
+"""Fine-tune a language model on the agents' work: supervised, on the replies that are right.
+
+    python experiments/run_training.py --dataset codiesp --data-dir DIR --output OUT
+
+Learns from the train split alone, a tenth of whose documents is held out to choose the best epoch,
+as for the towers; no sentence of these, nor of the splits in --unseen, is learned. Stopped at any
+time, the same command goes on after the last checkpoint.
+
+Writes OUT/best, an adapter that `llm.model` of the settings can name; log.jsonl, the scores by
+epoch; learned.jsonl and held_out.jsonl, the questions and replies; config.json; checkpoints.
+"""
+
+import asyncio
+
+from clh import runs
+from clh.training import language
+
+
+def main() -> int:
+    """Train, and keep the best."""
+    arguments = language.parser(__doc__, "experiments/recipes/run_training.yaml").parse_args()
+
+    from agents import tasks
+
+    recipe = runs.read_recipe(arguments.recipe, language.SupervisedRecipe)
+    lessons = tasks.prepare(arguments, recipe)
+    folder = lessons.folder.path
+    student = language.load(recipe, lessons.context.settings.cache_dir)
+    trainer = language.supervised(student, lessons.learned, recipe, folder)
+    language.train(
+        trainer,
+        student,
+        recipe,
+        folder,
+        lambda model: asyncio.run(tasks.score(lessons.held_out, model)),
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    runs.command(main)

@@ -1,0 +1,40 @@
+"""Fine-tune a language model on the agents' work as run_training.py does, with unsloth on a GPU.
+
+    python experiments/run_unsloth.py --dataset codiesp --data-dir DIR --output OUT
+
+Takes the recipe of run_training.py, and writes the same files. Without a GPU or without unsloth a
+line says so, and TRL and PEFT train as they do there. unsloth has to be installed in an environment
+of its own, as it needs older releases of transformers and TRL.
+"""
+
+import asyncio
+
+from clh import runs
+from clh.training import language
+
+
+def main() -> int:
+    """Train, and keep the best."""
+    arguments = language.parser(__doc__, "experiments/recipes/run_training.yaml").parse_args()
+
+    unsloth = language.find_unsloth()
+
+    from agents import tasks
+
+    recipe = runs.read_recipe(arguments.recipe, language.SupervisedRecipe)
+    lessons = tasks.prepare(arguments, recipe)
+    folder = lessons.folder.path
+    student = language.load(recipe, lessons.context.settings.cache_dir, unsloth)
+    trainer = language.supervised(student, lessons.learned, recipe, folder)
+    language.train(
+        trainer,
+        student,
+        recipe,
+        folder,
+        lambda model: asyncio.run(tasks.score(lessons.held_out, model)),
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    runs.command(main)
