@@ -41,6 +41,11 @@ class Found(NamedTuple):
     probability: float
     rationale: str
 
+    @property
+    def weight(self) -> float:
+        """How probable the term makes the code: by what it says, or by what corpora coded it as."""
+        return max(self.probability, self.candidate.precedent)
+
 
 @agent("assign")
 async def assign(state: State, context: Context, trace: Trace) -> dict[str, Any]:
@@ -116,17 +121,17 @@ def support(
 ) -> list[Supported]:
     """The codes that all verdicts together make probable enough, each with its evidence.
 
-    That is every term whose best candidate the code is, or else the term where it ranks highest.
+    That is the term that says most for the code, and others that say a good part of that.
     """
-    supported = []
+    settings, supported = context.settings.assign, []
     for code, probability in probabilities.items():
-        if probability < context.settings.assign.threshold:
+        if probability < settings.threshold:
             continue
         counted = [one for one in found[code] if counts(terms[one.term], code, context, trace)]
         if counted:
-            best = max(counted, key=lambda one: one.candidate.rank)
-            evidence = [one for one in counted if one.place == 0] or [best]
-            quotes = [terms[one.term].quote for one in evidence]
+            best = max(counted, key=lambda one: (one.weight, one.candidate.rank))
+            enough = settings.evidence * best.weight
+            quotes = [terms[one.term].quote for one in counted if one.weight >= enough]
             share = best.candidate.precedent
             said = f"{share:.0%} of sentences that say so have it; " if share else ""
             supported.append(Supported(code, quotes, probability, said + best.rationale))

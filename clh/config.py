@@ -101,6 +101,7 @@ class Assign(Section):
     source: Literal["rules", "llm"]
     threshold: Share
     weights: str
+    evidence: Share
 
 
 class Audit(Section):
