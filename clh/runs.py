@@ -70,6 +70,24 @@ def parser(doc: str, recipe: str) -> argparse.ArgumentParser:
     return flags
 
 
+def learner(doc: str | None, recipe: str) -> argparse.ArgumentParser:
+    """The flags of all scripts that learn from a corpus; `doc` and `recipe` as for `parser`."""
+    flags = argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    flags.add_argument("--dataset", default="codiesp", help="default: codiesp")
+    flags.add_argument("--data-dir", type=Path, required=True, help="folder of the dataset")
+    flags.add_argument("--output", type=Path, required=True, help="folder of what is learned")
+    flags.add_argument("--limit", type=int, help="documents to use, for a quick look; all if none")
+    flags.add_argument(
+        "--recipe",
+        type=Path,
+        default=Path(__file__).parents[1] / recipe,
+        help=f"hyperparameters; default: {recipe}",
+    )
+    return flags
+
+
 def command(main: Callable[[], int | None]) -> None:
     """Run a script's `main` and exit: what it raises on purpose is one line, not a traceback."""
     try:

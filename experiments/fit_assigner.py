@@ -10,7 +10,6 @@ written are fitted on all. A code is right if it is among the note's, 7th charac
 that assign may not report are no part of the fit.
 """
 
-import argparse
 import json
 import random
 from pathlib import Path
@@ -32,16 +31,7 @@ class Recipe(runs.Recipe):
 
 def main() -> int:
     """Code, fit, report, write."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--dataset", default="codiesp")
-    parser.add_argument("--data-dir", type=Path, required=True)
-    parser.add_argument("--output", type=Path, required=True, help="folder for model.json")
-    parser.add_argument(
-        "--recipe", type=Path, default=Path(__file__).with_name("recipes") / "fit_assigner.yaml"
-    )
-    arguments = parser.parse_args()
+    arguments = runs.learner(__doc__, "experiments/recipes/fit_assigner.yaml").parse_args()
 
     from dataclasses import replace
 
@@ -78,6 +68,7 @@ def main() -> int:
     )
     how = Counting(given["longest"], given["doubt"], given["least"])
     examples = list(corpora.read(arguments.dataset, arguments.data_dir, recipe.split))
+    examples = examples[: arguments.limit]
     random.Random(recipe.seed).shuffle(examples)  # noqa: S311
 
     rows, labels, notes, codes = [], [], [], []

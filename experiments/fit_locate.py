@@ -10,10 +10,8 @@ for it nor seen by the towers. All their sentences are queries: first without a 
 with the number of notes that have a code, then also with the codes of sentences that say the same.
 """
 
-import argparse
 import json
 from collections.abc import Callable
-from pathlib import Path
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 
@@ -37,16 +35,7 @@ class Recipe(runs.Recipe):
 
 def main() -> int:
     """Fit, report, write."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--dataset", default="codiesp")
-    parser.add_argument("--data-dir", type=Path, required=True)
-    parser.add_argument("--output", type=Path, required=True, help="folder for prior.json")
-    parser.add_argument(
-        "--recipe", type=Path, default=Path(__file__).with_name("recipes") / "fit_locate.yaml"
-    )
-    arguments = parser.parse_args()
+    arguments = runs.learner(__doc__, "experiments/recipes/fit_locate.yaml").parse_args()
 
     import asyncio
     from dataclasses import replace
@@ -67,6 +56,7 @@ def main() -> int:
     settings = Settings.load(policy="mention", locate={"candidates": recipe.candidates})
     context = Context.load(settings, open_index(settings, system))
     examples = list(corpora.read(arguments.dataset, arguments.data_dir, recipe.split))
+    examples = examples[: arguments.limit]
     counted, held_out = corpora.hold_out(examples, recipe.held_out, recipe.seed)
 
     how = Counting(recipe.longest, recipe.doubt, recipe.least)

@@ -7,9 +7,7 @@ counts as right if its code is among the note's, both folded as `clh.metrics.fol
 the folds of the figures that are printed and kept; the weights are fitted on the whole split.
 """
 
-import argparse
 import json
-from pathlib import Path
 
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
@@ -28,17 +26,7 @@ class Recipe(runs.Recipe):
 
 def main() -> int:
     """Fit, report, write."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--dataset", default="codiesp")
-    parser.add_argument("--data-dir", type=Path, required=True)
-    parser.add_argument("--output", type=Path, required=True, help="folder for model.json")
-    parser.add_argument("--limit", type=int, help="notes to use, for a quick look")
-    parser.add_argument(
-        "--recipe", type=Path, default=Path(__file__).with_name("recipes") / "fit_verifier.yaml"
-    )
-    arguments = parser.parse_args()
+    arguments = runs.learner(__doc__, "experiments/recipes/fit_verifier.yaml").parse_args()
 
     import numpy as np
     from sklearn.linear_model import LogisticRegression

@@ -12,7 +12,6 @@ Writes OUT/best, which `towers.query` and `towers.code` of the settings can name
 plot.svg, the loss and the held-out recall by epoch; config.json; checkpoint, to go on from.
 """
 
-import argparse
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,18 +23,9 @@ BEST = "recall@50"  # of the held-out documents, by which the best epoch is kept
 
 def main() -> int:
     """Train, and keep the best."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--dataset", default="codiesp")
-    parser.add_argument("--data-dir", type=Path, required=True)
+    parser = runs.learner(__doc__, "experiments/recipes/train_retriever.yaml")
     parser.add_argument("--index", type=Path, nargs="*", default=[], help="XML of the Index")
     parser.add_argument("--abbreviations", type=Path, help="lines: short form, phrase, share")
-    parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--limit", type=int, help="documents to use, for a quick look")
-    parser.add_argument(
-        "--recipe", type=Path, default=Path(__file__).with_name("recipes") / "train_retriever.yaml"
-    )
     arguments = parser.parse_args()
 
     import torch

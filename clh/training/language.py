@@ -104,13 +104,8 @@ class Student:
 
 
 def parser(doc: str | None, recipe: str) -> argparse.ArgumentParser:
-    """The flags of these scripts; `doc` is the script's docstring, `recipe` its settings file."""
-    flags = argparse.ArgumentParser(
-        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    flags.add_argument("--dataset", default="codiesp")
-    flags.add_argument("--data-dir", type=Path, required=True)
-    flags.add_argument("--output", type=Path, required=True)
+    """The flags of these scripts, as for `runs.learner`."""
+    flags = runs.learner(doc, recipe)
     flags.add_argument(
         "--unseen",
         nargs="*",
@@ -118,8 +113,6 @@ def parser(doc: str | None, recipe: str) -> argparse.ArgumentParser:
         metavar="SPLIT",
         help="splits of which no sentence is learned; default: dev",
     )
-    flags.add_argument("--limit", type=int, help="documents to use, for a quick look")
-    flags.add_argument("--recipe", type=Path, default=Path(__file__).parents[2] / recipe)
     return flags
 
 
