@@ -62,7 +62,8 @@ async def assign(state: State, context: Context, trace: Trace) -> dict[str, Any]
         decide = context.decision.probability
         probabilities = {code: decide(features(said)) for code, said in found.items()}
         supported = support(found, probabilities, terms, context, trace)
-    supported = most_specific(supported, system, trace)
+    if settings.policy == "encounter":  # a mention stands, even if another says it in more detail
+        supported = most_specific(supported, system, trace)
     supported, warnings = complete(supported, system)
     supported.sort(key=lambda one: _rank(one, system))
     if settings.assign.source == "llm" and len(supported) > 1:

@@ -123,9 +123,10 @@ async def test_the_most_specific_code_wins(
         (quote, "affirmed", code, 0.9)
         for quote, code in zip(["heart failure", "hypertension"], given[::order], strict=True)
     ]
-    added = await assigned(context, *said)
+    added = await assigned(context, *said, policy="encounter")
     assert sorted(codes(added)) == sorted(kept)
     assert added["audit"]["dropped"] == ([why] if why else [])
+    assert sorted(codes(await assigned(context, *said, policy="mention"))) == sorted(given)
 
 
 @pytest.mark.parametrize(("given", "complete"), [("S83.411", "S83.411A"), ("S83.419", "S83.419A")])
