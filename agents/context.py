@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Self
 
 from clh import llm
@@ -15,7 +14,7 @@ from clh.config import Settings
 from clh.errors import ClhError, ModelError
 from clh.icd.tabular import CodeSystem, load_tabular
 from clh.llm import LanguageModel
-from clh.models import OURS
+from clh.models import learned
 from clh.reader import Reader
 from clh.retrieval.ann import CodeIndex, open_index
 from clh.retrieval.prior import Prior
@@ -34,7 +33,7 @@ class Logistic:
     @classmethod
     def load(cls, name: str) -> Self:
         """The weights in the folder `name`, or in `clh/weights/<name>`."""
-        folder = Path(name) if Path(name).is_dir() else OURS / name
+        folder = learned(name)
         try:
             weights = (folder / "model.json").read_bytes()
             checksum = hashlib.sha256(weights).hexdigest()[:8]

@@ -5,6 +5,7 @@ asks is which code comes first, and no corpus here puts its codes in order.
 """
 
 import argparse
+import asyncio
 import json
 import random
 import re
@@ -92,6 +93,10 @@ class Lessons:
     held_out: list[Item]
     context: Context
     folder: runs.Folder
+
+    def score(self, model: LanguageModel) -> dict[str, float]:
+        """What `score` says of a model, by the documents held out."""
+        return asyncio.run(score(self.held_out, model))
 
 
 def prepare(arguments: argparse.Namespace, recipe: Recipe, *files: str) -> Lessons:

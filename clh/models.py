@@ -19,7 +19,7 @@ _log = logging.getLogger(__name__)
 _HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]
 
 
-OURS = Path(__file__).parent / "weights"
+_OURS = Path(__file__).parent / "weights"
 
 ADAPTER, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # as PEFT names them
 _KINDS = ("config.json", ADAPTER)  # what a folder of weights has one of
@@ -81,11 +81,16 @@ def source(name: str) -> Path:
         return _from_hub(name)
     if name in _PACKAGES:
         return _from_package(_PACKAGES[name])
-    ours = sorted({file.parent.name for kind in _KINDS for file in OURS.glob(f"*/{kind}")})
+    ours = sorted({file.parent.name for kind in _KINDS for file in _OURS.glob(f"*/{kind}")})
     if name in ours:
-        return OURS / name
+        return _OURS / name
     known = ", ".join([*ours, *_PACKAGES])
     raise ModelError(f"no model {name!r}: give a folder, a hub id like org/name, or one of {known}")
+
+
+def learned(name: str) -> Path:
+    """The folder `name`, or that of our own weights of this name, whether it is there or not."""
+    return Path(name) if Path(name).is_dir() else _OURS / name
 
 
 def model_id(name: str, folder: Path) -> str:

@@ -12,7 +12,6 @@ that assign may not report are no part of the fit.
 
 import json
 import random
-from pathlib import Path
 
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
@@ -46,12 +45,11 @@ def main() -> int:
     from agents.context import Context
     from agents.locate import search
     from agents.verify import consistent, weigh
-    from clh import corpora, metrics
+    from clh import corpora, metrics, models
     from clh.config import Settings
     from clh.errors import InputError
     from clh.icd.tabular import load_tabular
     from clh.metrics import Scored
-    from clh.models import OURS
     from clh.retrieval.ann import open_index
     from clh.retrieval.prior import PRIOR, Prior
     from clh.training.priors import Counting, count
@@ -62,10 +60,7 @@ def main() -> int:
     context = Context.load(settings, open_index(settings, system))
     if context.prior is None:
         raise InputError(f"profile {recipe.profile} names no prior: name another in the recipe")
-    named = settings.locate.prior
-    given = json.loads(
-        ((Path(named) if Path(named).is_dir() else OURS / named) / PRIOR).read_text()
-    )
+    given = json.loads((models.learned(settings.locate.prior) / PRIOR).read_text())
     how = Counting(given["longest"], given["doubt"], given["least"])
     examples = list(corpora.read(arguments.dataset, arguments.data_dir, recipe.split))
     examples = examples[: arguments.limit]

@@ -71,13 +71,7 @@ def main() -> int:
         processing_class=student.tokenizer,
         peft_config=student.adapter,
     )
-    language.train(
-        trainer,
-        student,
-        recipe,
-        folder,
-        lambda model: asyncio.run(tasks.score(lessons.held_out, model)),
-    )
+    language.train(trainer, student, recipe, folder, lessons.score)
     return 0
 
 

@@ -11,7 +11,6 @@ Writes OUT/best, an adapter on the recipe's base; log.jsonl, the scores and rewa
 rest as run_training.py. Source: Shao et al. 2024, DeepSeekMath.
 """
 
-import asyncio
 from typing import Literal
 
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
@@ -63,13 +62,7 @@ def main() -> int:
         processing_class=student.tokenizer,
         peft_config=student.adapter,
     )
-    language.train(
-        trainer,
-        student,
-        recipe,
-        folder,
-        lambda model: asyncio.run(tasks.score(lessons.held_out, model)),
-    )
+    language.train(trainer, student, recipe, folder, lessons.score)
     return 0
 
 

@@ -10,8 +10,6 @@ Writes OUT/best, an adapter that `llm.model` of the settings can name; log.jsonl
 epoch; learned.jsonl and held_out.jsonl, the questions and replies; config.json; checkpoints.
 """
 
-import asyncio
-
 from clh import runs
 from clh.training import language
 
@@ -27,13 +25,7 @@ def main() -> int:
     folder = lessons.folder.path
     student = language.load(recipe, lessons.context.settings.cache_dir)
     trainer = language.supervised(student, lessons.learned, recipe, folder)
-    language.train(
-        trainer,
-        student,
-        recipe,
-        folder,
-        lambda model: asyncio.run(tasks.score(lessons.held_out, model)),
-    )
+    language.train(trainer, student, recipe, folder, lessons.score)
     return 0
 
 

@@ -7,8 +7,6 @@ line says so, and TRL and PEFT train as they do there. unsloth has to be install
 of its own, as it needs older releases of transformers and TRL.
 """
 
-import asyncio
-
 from clh import runs
 from clh.training import language
 
@@ -26,13 +24,7 @@ def main() -> int:
     folder = lessons.folder.path
     student = language.load(recipe, lessons.context.settings.cache_dir, unsloth)
     trainer = language.supervised(student, lessons.learned, recipe, folder)
-    language.train(
-        trainer,
-        student,
-        recipe,
-        folder,
-        lambda model: asyncio.run(tasks.score(lessons.held_out, model)),
-    )
+    language.train(trainer, student, recipe, folder, lessons.score)
     return 0
 
 

@@ -4,15 +4,14 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from clh import models
 from clh.errors import ModelError
 from clh.icd.tabular import CodeSystem
-from clh.models import OURS
 from clh.retrieval.ann import CodeIndex
 from clh.retrieval.precedents import Precedents
 from clh.retrieval.towers import Vectors
@@ -67,7 +66,7 @@ class Prior:
     @classmethod
     def load(cls, name: str, index: CodeIndex, system: CodeSystem) -> Self:
         """The prior in the folder `name`, or in `clh/weights/<name>`; ModelError if none is."""
-        folder = Path(name) if Path(name).is_dir() else OURS / name
+        folder = models.learned(name)
         try:
             raw = (folder / PRIOR).read_bytes()
             given = json.loads(raw)

@@ -125,15 +125,16 @@ def find_unsloth(*, needed: Iterable[str] = ()) -> ModuleType | None:
 
     import torch
 
-    try:
-        if not torch.cuda.is_available():
-            raise NotImplementedError("there is no GPU")
-        for name in needed:
-            importlib.import_module(name)
-        return importlib.import_module("unsloth")
-    except (ImportError, NotImplementedError) as error:
-        print(f"unsloth cannot run ({error}): TRL and PEFT train instead", file=sys.stderr)
-        return None
+    why = "there is no GPU"
+    if torch.cuda.is_available():
+        try:
+            for name in needed:
+                importlib.import_module(name)
+            return importlib.import_module("unsloth")
+        except (ImportError, NotImplementedError) as error:  # the latter for a GPU it does not know
+            why = str(error)
+    print(f"unsloth cannot run ({why}): TRL and PEFT train instead", file=sys.stderr)
+    return None
 
 
 def load(
