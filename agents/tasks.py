@@ -280,15 +280,25 @@ def _named_in_sentences(
 ) -> Iterator[Term]:
     """Of a sentence marked as a whole the terms that lead to its codes, by what they lay close to.
 
-    CodiEsp's English is marked so.
+    CodiEsp's English is marked so. A code that no term of its sentence leads to is named by its
+    title, at the term closest to that.
     """
     wide = [mark for mark in marks if any(_covers(mark, one) for one in sentences)]
-    for term, near in zip(terms, found, strict=True):
+    texts: list[dict[str, str]] = [{} for _ in terms]  # that lead to codes, best first
+    for known, near in zip(texts, found, strict=True):
+        for one, code in zip(near, _codes(near, context), strict=True):
+            known.setdefault(code, one.matched)
+    for mark in wide:
+        places = [place for place, term in enumerate(terms) if _meet(mark, term.quote)]
+        if places and not any(mark.code in texts[place] for place in places):
+            title = context.system[mark.code].title
+            vectors = context.tower.encode([title, *(terms[one].lead_term for one in places)])
+            closest = terms[places[int((vectors[1:] @ vectors[0]).argmax())]]
+            yield closest.model_copy(update={"lead_term": title})
+    for term, known in zip(terms, texts, strict=True):
         marked = {mark.code for mark in wide if _meet(mark, term.quote)}
-        codes = _codes(near, context)
-        right = (one for one, code in zip(near, codes, strict=True) if code in marked)
-        if (best := next(right, None)) is not None:
-            yield term.model_copy(update={"lead_term": best.matched})
+        if (best := next((known[code] for code in known if code in marked), None)) is not None:
+            yield term.model_copy(update={"lead_term": best})
 
 
 def _named_by_marks(
