@@ -10,14 +10,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from agents.context import Context
+from agents.context import Context, logit
 from agents.state import State, Trace, agent, conversation
 from clh.icd.tabular import CodeSystem
 from clh.schema import AssignedCode, Candidate, RuleWarning, Span, Term, Verdict
 
 _SYMPTOMS, _EXTERNAL_CAUSES, _FACTORS = "18", "20", "21"  # chapters of the Tabular List
 _HISTORY = {"historical": "personal history", "family": "family history"}
-_LEAST, _SELDOM = 0.001, 0.02  # probabilities below which differences tell nothing
+_LEAST, _SELDOM = 0.001, 0.02  # shares below which differences tell nothing
 _LATER = {_SYMPTOMS: 1, _FACTORS: 2, _EXTERNAL_CAUSES: 3}
 
 
@@ -161,7 +161,7 @@ def features(found: Sequence[Found]) -> dict[str, float]:
     precedent = max(one.candidate.precedent for one in found)
     probability = max(one.probability for one in found)
     return {
-        "verdict": math.log((probability + _LEAST) / (1 - probability + _LEAST)),
+        "verdict": logit(probability),
         "rank": max(one.candidate.rank for one in found),
         "similarity": max(one.candidate.score for one in found),
         "words": max(one.candidate.words for one in found),

@@ -11,6 +11,7 @@ from typing import Self
 from clh import llm
 from clh.audit import Audit, Record
 from clh.config import Settings
+from clh.crossencoder import CrossEncoder, load_crossencoder
 from clh.errors import ClhError, ModelError
 from clh.icd.tabular import CodeSystem, load_tabular
 from clh.llm import LanguageModel
@@ -20,6 +21,8 @@ from clh.retrieval.ann import CodeIndex, open_index
 from clh.retrieval.prior import Prior
 from clh.retrieval.towers import Tower, load_tower
 from clh.schema import Agent
+
+_LEAST = 1e-4  # of a probability
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,11 @@ class Logistic:
         return 1 / (1 + math.exp(-self.intercept - total))
 
 
+def logit(probability: float) -> float:
+    """The log-odds; those of 0 and 1 are large, not infinite."""
+    return math.log((probability + _LEAST) / (1 - probability + _LEAST))
+
+
 @dataclass(frozen=True)
 class Context:
     """Everything a node may use; no node changes it."""
@@ -58,6 +66,8 @@ class Context:
     index: CodeIndex
     prior: Prior | None
     verifier: Logistic
+    encoder: CrossEncoder | None  # of verify
+    reading: Logistic | None  # what the encoder says and the verifier, together
     decision: Logistic | None  # of assign
     llm: LanguageModel | None
     audit: Record
@@ -70,7 +80,8 @@ class Context:
         cannot be written.
         """
         system = load_tabular()
-        prior = settings.locate.prior
+        prior, verify = settings.locate.prior, settings.verify
+        reads = verify.source == "encoder"
         return cls(
             settings=settings,
             system=system,
@@ -78,7 +89,9 @@ class Context:
             tower=load_tower(settings.towers.query, settings),
             index=index,
             prior=Prior.load(prior, index, system) if prior else None,
-            verifier=Logistic.load(settings.verify.weights),
+            verifier=Logistic.load(verify.weights),
+            encoder=load_crossencoder(verify.encoder, settings) if reads else None,
+            reading=Logistic.load(verify.encoder) if reads else None,
             decision=Logistic.load(settings.assign.weights) if settings.assign.weights else None,
             llm=_load_llm(settings),
             audit=Audit(settings.data_dir / "audit.sqlite", settings.audit.store_text),
@@ -94,7 +107,13 @@ class Context:
             "locate": self.tower.id + (f" + {self.prior.id}" if self.prior is not None else ""),
             "verify": asked
             if settings.verify.source == "llm"
-            else f"{self.tower.id} + {self.verifier.id}",
+            else " + ".join(
+                [
+                    *([self.encoder.id] if self.encoder is not None else []),
+                    self.tower.id,
+                    self.verifier.id,
+                ]
+            ),
             "assign": " + ".join(
                 [
                     *([asked] if settings.assign.source == "llm" else []),

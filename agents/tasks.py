@@ -1,7 +1,7 @@
-"""What a language model learns the agents' work from: their own questions about a corpus, answered.
+"""What models learn the agents' work from: the agents' own questions about a corpus, answered.
 
-Questions are asked as in inference, and replies read by the same code. Assign is left out: all it
-asks is which code comes first, and no corpus here puts its codes in order.
+Questions to a language model are asked as in inference, and replies read by the same code. Assign
+is left out: all it asks is which code comes first, and no corpus here puts its codes in order.
 """
 
 import argparse
@@ -9,13 +9,14 @@ import asyncio
 import json
 import random
 import re
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import harmonic_mean
 from types import MappingProxyType
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, Self, TypeVar
 
 from pydantic import Field, TypeAdapter, ValidationError
 from spacy.tokens import Span as Tokens
@@ -36,9 +37,11 @@ from clh.reader import Reader, Sentence
 from clh.retrieval.ann import open_index
 from clh.retrieval.lexical import expand
 from clh.schema import Candidate, Note, Shape, Span, Term
-from clh.training import rewards
+from clh.training import loop, rewards
 from clh.training.language import Recipe, Task
 from clh.training.pairs import reported
+
+ShapeT = TypeVar("ShapeT", bound=Shape)
 
 Completions = Sequence[Sequence[Mapping[str, str]]]
 
@@ -77,6 +80,45 @@ Item = Window | Question
 _ITEM: TypeAdapter[Item] = TypeAdapter(Annotated[Item, Field(discriminator="task")])
 
 
+@dataclass(frozen=True)
+class Split:
+    """The documents that a run learns from, those it holds out, and others not to be seen."""
+
+    dataset: str
+    learned: list[Example]
+    held_out: list[Example]
+    others: list[Example]
+
+    @classmethod
+    def read(cls, arguments: argparse.Namespace, recipe: loop.Recipe) -> Self:
+        """The train split, a share of which is held out, and the splits of `arguments.unseen`."""
+        name, folder = arguments.dataset, arguments.data_dir
+        train = list(corpora.read(name, folder, "train"))[: arguments.limit]
+        learned, held_out = corpora.hold_out(train, recipe.held_out, recipe.seed)
+        others = [one for split in arguments.unseen for one in corpora.read(name, folder, split)]
+        return cls(name, learned, held_out, others)
+
+    def unseen(self, reader: Reader) -> set[str]:
+        """The sentences that must not be learned, as `key` names them."""
+        return said([*self.held_out, *self.others], reader)
+
+    def config(self, context: Context, recipe: loop.Recipe) -> dict[str, Any]:
+        """What makes a run on these documents another run."""
+        base = models.resolve(recipe.base, context.settings.cache_dir)
+        return {
+            "recipe": recipe.model_dump(mode="json"),
+            "dataset": self.dataset,
+            "documents": len(self.learned),
+            "held_out": len(self.held_out),
+            "unseen": dict(Counter(one.split for one in self.others)),
+            "settings": context.settings.hash,
+            "models": context.models,
+            "base": models.model_id(recipe.base, base),
+            "icd_release": context.system.release,
+            "git": runs.git_commit(),
+        }
+
+
 class Preference(Shape):
     """A question, the right reply, and the model's own, which is worse."""
 
@@ -107,43 +149,29 @@ def prepare(arguments: argparse.Namespace, recipe: Recipe, *files: str) -> Lesso
     that cannot be used.
     """
     corpus = corpora.find(arguments.dataset)
-    examples = list(corpora.read(arguments.dataset, arguments.data_dir, "train"))
-    documents, held_out = corpora.hold_out(
-        examples[: arguments.limit], recipe.held_out, recipe.seed
-    )
-    others = [
-        one
-        for split in arguments.unseen
-        for one in corpora.read(arguments.dataset, arguments.data_dir, split)
-    ]
+    split = Split.read(arguments, recipe)
     # A prior was counted on these very documents, and would lead every term to their codes.
     locate = {"prior": "", "candidates": recipe.candidates}
     settings = Settings.load(corpus.profile, policy=corpus.policy, locate=locate)
     system = load_tabular()
     context = _load(settings, system)
-    base = models.resolve(recipe.base, settings.cache_dir)
     config = {
-        "recipe": recipe.model_dump(mode="json"),
-        "dataset": arguments.dataset,
-        "documents": len(documents),
-        "held_out": len(held_out),
-        "unseen": {split: sum(one.split == split for one in others) for split in arguments.unseen},
-        "settings": settings.hash,
+        **split.config(context, recipe),
         "prompts": {task: prompts.sha256(task) for task in recipe.learned},
-        "models": context.models,
-        "base": models.model_id(recipe.base, base),
-        "icd_release": system.release,
-        "git": runs.git_commit(),
     }
     folder = runs.Folder(arguments.output, config, files)
-    unseen = said([*held_out, *others], context.reader)
     return Lessons(
-        learned=_kept(
+        learned=kept(
             folder.path / "learned.jsonl",
-            lambda: draw(documents, context, recipe, recipe.learned, unseen),
+            _ITEM,
+            lambda: draw(
+                split.learned, context, recipe, recipe.learned, split.unseen(context.reader)
+            ),
         ),
-        held_out=_kept(
-            folder.path / "held_out.jsonl", lambda: draw(held_out, context, recipe, recipe.scored)
+        held_out=kept(
+            folder.path / "held_out.jsonl",
+            _ITEM,
+            lambda: draw(split.held_out, context, recipe, recipe.scored),
         ),
         context=context,
         folder=folder,
@@ -191,11 +219,8 @@ def ask(
     A window or question that shows an `unseen` sentence is left out. Raises InputError for an
     example that has codes but no evidence.
     """
-    if example.codes and not example.evidence:
-        raise InputError(f"{example.id} has codes without evidence: agents learn from evidence")
-    terms = propose(example.note, context)
-    found = search([term.lead_term for term in terms], context)
-    marks = _marks(example, context)
+    terms, found = located(example, context)
+    marks = evidence(example, context)
     asked = _windows(example, marks, terms, found, context, unseen)
     right, wrong = _questions(example, marks, terms, found, context, unseen)
     return [*asked, *right, *rng.sample(wrong, min(round(negatives * len(right)), len(wrong)))]
@@ -219,7 +244,24 @@ def key(sentence: str) -> str:
 # --- what is right --------------------------------------------------------------------------
 
 
-def _marks(example: Example, context: Context) -> list[Mark]:
+def located(example: Example, context: Context) -> tuple[list[Term], list[list[Candidate]]]:
+    """A document's terms, and the candidates of each that verify is asked about.
+
+    Raises InputError for an example that has codes but no evidence.
+    """
+    if example.codes and not example.evidence:
+        raise InputError(f"{example.id} has codes without evidence: agents learn from evidence")
+    terms = propose(example.note, context)
+    found = search([term.lead_term for term in terms], context)
+    return terms, [consistent(*pair) for pair in zip(terms, found, strict=True)]
+
+
+def gold_codes(example: Example, context: Context) -> set[str | None]:
+    """The note's codes, as locate reports them."""
+    return {reported(code, context.system) for code in example.codes}
+
+
+def evidence(example: Example, context: Context) -> list[Mark]:
     """The evidence, by codes as locate reports them; those that the release lacks are left out."""
     return [
         Mark(start=span.start, end=span.end, code=code)
@@ -266,7 +308,7 @@ def _windows(
                     code=one.code,
                 )
                 for one in marks
-                if _meet(one, passage)
+                if meet(one, passage)
             ),
         )
 
@@ -286,17 +328,17 @@ def _named_in_sentences(
     wide = [mark for mark in marks if any(_covers(mark, one) for one in sentences)]
     texts: list[dict[str, str]] = [{} for _ in terms]  # that lead to codes, best first
     for known, near in zip(texts, found, strict=True):
-        for one, code in zip(near, _codes(near, context), strict=True):
+        for one, code in zip(near, reported_codes(near, context), strict=True):
             known.setdefault(code, one.matched)
     for mark in wide:
-        places = [place for place, term in enumerate(terms) if _meet(mark, term.quote)]
+        places = [place for place, term in enumerate(terms) if meet(mark, term.quote)]
         if places and not any(mark.code in texts[place] for place in places):
             title = context.system[mark.code].title
             vectors = context.tower.encode([title, *(terms[one].lead_term for one in places)])
             closest = terms[places[int((vectors[1:] @ vectors[0]).argmax())]]
             yield closest.model_copy(update={"lead_term": title})
     for term, known in zip(terms, texts, strict=True):
-        marked = {mark.code for mark in wide if _meet(mark, term.quote)}
+        marked = {mark.code for mark in wide if meet(mark, term.quote)}
         if (best := next((known[code] for code in known if code in marked), None)) is not None:
             yield term.model_copy(update={"lead_term": best})
 
@@ -316,7 +358,7 @@ def _named_by_marks(
     found = search([expand(one) for one in words], context)
     statuses = context.reader.statuses(mentions)
     for (mark, sentence), near, status in zip(short, found, statuses, strict=True):
-        codes = _codes(near, context)
+        codes = reported_codes(near, context)
         right = (one.matched for one, code in zip(near, codes, strict=True) if code == mark.code)
         yield Term(
             quote=note.span(mark.start, mark.end),
@@ -335,15 +377,14 @@ def _questions(
     unseen: Collection[str],
 ) -> tuple[list[Question], list[Question]]:
     """The candidates marked in their term's sentence, and those that the note has nowhere."""
-    gold = {reported(code, context.system) for code in example.codes}
+    gold = gold_codes(example, context)
     right: list[Question] = []
     wrong: list[Question] = []
     for term, near in zip(terms, found, strict=True):
         if key(term.sentence.text) in unseen:
             continue
-        here = {mark.code for mark in marks if _meet(mark, term.sentence)}
-        candidates = consistent(term, near)
-        for candidate, code in zip(candidates, _codes(candidates, context), strict=True):
+        here = {mark.code for mark in marks if meet(mark, term.sentence)}
+        for candidate, code in zip(near, reported_codes(near, context), strict=True):
             if code in gold and code not in here:
                 continue  # the note means it elsewhere, and perhaps here
             asked = Question(
@@ -355,7 +396,7 @@ def _questions(
     return right, wrong
 
 
-def _codes(candidates: Sequence[Candidate], context: Context) -> list[str]:
+def reported_codes(candidates: Sequence[Candidate], context: Context) -> list[str]:
     """The codes of candidates, named as marks name theirs: a prior's may be categories."""
     return [context.system.reported(one.code) for one in candidates]
 
@@ -374,7 +415,8 @@ def _written(terms: Sequence[Quoted]) -> str:
     return json.dumps(Reply(terms=[*terms[:most]]).model_dump(), ensure_ascii=False)
 
 
-def _meet(mark: Mark, span: Span) -> bool:
+def meet(mark: Mark, span: Span) -> bool:
+    """Whether the two overlap."""
     return mark.start < span.end and span.start < mark.end
 
 
@@ -448,7 +490,7 @@ class Judge:
         heard = self._heard(completions, item)
         queries = sorted({said for _, _, one in heard for said in one.terms.values()})
         found = zip(queries, search(queries, self._context), strict=True)
-        leads = {said: _codes(near, self._context) for said, near in found}
+        leads = {said: reported_codes(near, self._context) for said, near in found}
         return [
             float(raw == asked.reply)
             if isinstance(asked, Question)
@@ -516,10 +558,10 @@ async def score(items: Sequence[Item], model: LanguageModel) -> dict[str, float]
 def _of_windows(asked: Sequence[Window], heard: Sequence[Heard]) -> dict[str, float]:
     right = touched = known = 0
     for window, one in zip(asked, heard, strict=True):
-        right += sum(any(_meet(mark, place) for mark in window.marks) for place in one.terms)
+        right += sum(any(meet(mark, place) for mark in window.marks) for place in one.terms)
         known += len({mark.code for mark in window.marks})
         touched += len(
-            {mark.code for mark in window.marks if any(_meet(mark, place) for place in one.terms)}
+            {mark.code for mark in window.marks if any(meet(mark, place) for place in one.terms)}
         )
     precision = rewards.share(right, sum(one.quotes for one in heard))
     recall = rewards.share(touched, known)
@@ -549,9 +591,11 @@ def _load(settings: Settings, system: CodeSystem) -> Context:
     return Context.load(settings, open_index(settings, system))
 
 
-def _kept(file: Path, make: Callable[[], list[Item]]) -> list[Item]:
-    """The items in a file, which is written first if it is not there."""
+def kept(file: Path, shape: TypeAdapter[ShapeT], make: Callable[[], list[ShapeT]]) -> list[ShapeT]:
+    """The lines of a file, which is written first if it is not there."""
     if not file.exists():
-        runs.write(file, "".join(one.model_dump_json() + "\n" for one in make()))
-    lines = file.read_bytes().decode("utf-8").split("\n")[:-1]
-    return [_ITEM.validate_json(line) for line in lines]
+        lines = (shape.dump_json(one).decode() + "\n" for one in make())
+        runs.write(file, "".join(lines))
+    return [
+        shape.validate_json(line) for line in file.read_bytes().decode("utf-8").split("\n")[:-1]
+    ]

@@ -1,15 +1,17 @@
 """Verify: how probably the note supports each candidate.
 
-Two sources: a calibrated logistic regression on similarity and shared words, or the language model,
-asked yes or no and read by its log-probabilities.
+Three sources: a calibrated logistic regression on similarity and shared words; the same, and a
+cross-encoder that reads the likeliest codes in their sentences; or the language model, asked yes or
+no and read by its log-probabilities.
 """
 
+import asyncio
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from agents.context import Context
+from agents.context import Context, Logistic, logit
 from agents.state import State, Trace, agent, conversation
 from clh.llm import Message
 from clh.retrieval.lexical import Lexicon, expand
@@ -30,7 +32,17 @@ async def verify(state: State, context: Context, trace: Trace) -> dict[str, Any]
                 trace.drop(candidate.code, f"the other side than the note says at {place}")
     if context.settings.verify.source == "llm":
         return {"verdicts": await ask(terms, candidates, context, trace)}
-    return {"verdicts": weigh(terms, candidates, context)}
+    return {"verdicts": await asyncio.to_thread(judge, terms, candidates, context)}
+
+
+def judge(
+    terms: Sequence[Term], candidates: Sequence[Sequence[Candidate]], context: Context
+) -> list[Verdict]:
+    """The verdicts of the fitted verifier, and of the cross-encoder if there is one."""
+    verdicts = weigh(terms, candidates, context)
+    if context.encoder is None or context.reading is None:
+        return verdicts
+    return reconsider(verdicts, read(terms, candidates, context), context.reading)
 
 
 def consistent(term: Term, candidates: Sequence[Candidate]) -> list[Candidate]:
@@ -57,6 +69,54 @@ def weigh(
         for candidate, measured in zip(
             found, features(term, found, context.index.lexicon), strict=True
         )
+    ]
+
+
+def likeliest(candidates: Sequence[Sequence[Candidate]], most: int) -> list[tuple[int, Candidate]]:
+    """The codes that locate ranks highest, at most so many, each at the term it is best for."""
+    best: dict[str, tuple[int, Candidate]] = {}
+    for position, found in enumerate(candidates):
+        for one in found:
+            if one.code not in best or one.rank > best[one.code][1].rank:
+                best[one.code] = (position, one)
+    return sorted(best.values(), key=lambda pair: -pair[1].rank)[:most]
+
+
+def read(
+    terms: Sequence[Term], candidates: Sequence[Sequence[Candidate]], context: Context
+) -> dict[str, float]:
+    """What the cross-encoder says of the likeliest codes, in log-odds; none without one."""
+    if context.encoder is None:
+        return {}
+    chosen = likeliest(candidates, context.settings.verify.codes)
+    logits = context.encoder.logits([texts(terms[position], one) for position, one in chosen])
+    return {one.code: logit for (_, one), logit in zip(chosen, logits.tolist(), strict=True)}
+
+
+def texts(term: Term, candidate: Candidate) -> tuple[str, str]:
+    """What the cross-encoder reads: a term with its sentence, and what the code stands for."""
+    said = f"{term.lead_term}: {' '.join(term.sentence.text.split())}"
+    title, matched = candidate.title, candidate.matched
+    return said, title if matched in title else f"{title}; {matched}"
+
+
+def reconsider(
+    verdicts: Sequence[Verdict], said: Mapping[str, float], reading: Logistic
+) -> list[Verdict]:
+    """The verdicts in the light of what the cross-encoder said of their codes."""
+    return [
+        verdict.model_copy(
+            update={
+                "probability": reading.probability(
+                    {"retrieval": logit(verdict.probability), "encoder": said[verdict.code]}
+                ),
+                "rationale": f"read in its sentence: {said[verdict.code]:+.1f}; "
+                + verdict.rationale,
+            }
+        )
+        if verdict.code in said
+        else verdict
+        for verdict in verdicts
     ]
 
 

@@ -90,8 +90,12 @@ class Locate(Section):
 class Verify(Section):
     """How candidates are judged."""
 
-    source: Literal["retrieval", "llm"]
+    source: Literal["retrieval", "encoder", "llm"]
     weights: str
+    encoder: str
+    codes: Positive
+    max_tokens: Positive
+    batch: Positive
     llm_candidates: Positive
 
 

@@ -3,17 +3,16 @@
     python experiments/fit_assigner.py --dataset codiesp --data-dir DIR --output OUT
 
 Writes OUT/model.json, which `assign.weights` of the settings can name, and metrics.json; what ships
-is in clh/weights, its threshold in clh/profiles. Documents come in folds: the verdicts on a
-document are made with a prior counted on those of the other folds, as those on a new document will
-be, and the figures are of documents that the weights were not fitted on. The weights that are
-written are fitted on all. A code is right if it is among the note's, 7th characters left out; codes
-that assign may not report are no part of the fit.
+is in clh/weights, its threshold in clh/profiles. Fitted on the documents that the towers and the
+cross-encoder held out, with a prior counted on the others: the verdicts on these are like those on
+a new document. They come in folds, and the figures are of documents that the weights were not
+fitted on; the weights that are written are fitted on all. A code is right if it is among those of
+the note, 7th characters left out; codes that assign may not report are no part of the fit.
 """
 
 import json
-import random
 
-from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from clh import runs
 
@@ -22,7 +21,7 @@ class Recipe(runs.Recipe):
     """What recipes/fit_assigner.yaml says."""
 
     profile: str
-    split: str
+    held_out: float = Field(gt=0, lt=1)
     folds: PositiveInt
     regularisation: PositiveFloat
     seed: NonNegativeInt
@@ -40,19 +39,17 @@ def main() -> int:
     from sklearn.preprocessing import StandardScaler
     from tqdm import tqdm
 
-    from agents.analyze import propose
     from agents.assign import completed, features, tally
     from agents.context import Context
-    from agents.locate import search
-    from agents.verify import consistent, weigh
-    from clh import corpora, metrics, models
+    from agents.tasks import located
+    from agents.verify import judge
+    from clh import corpora, metrics
     from clh.config import Settings
     from clh.errors import InputError
     from clh.icd.tabular import load_tabular
     from clh.metrics import Scored
     from clh.retrieval.ann import open_index
-    from clh.retrieval.prior import PRIOR, Prior
-    from clh.training.priors import Counting, count
+    from clh.training.priors import recount
 
     recipe = runs.read_recipe(arguments.recipe, Recipe)
     settings = Settings.load(recipe.profile, assign={"weights": ""})
@@ -60,35 +57,24 @@ def main() -> int:
     context = Context.load(settings, open_index(settings, system))
     if context.prior is None:
         raise InputError(f"profile {recipe.profile} names no prior: name another in the recipe")
-    given = json.loads((models.learned(settings.locate.prior) / PRIOR).read_text())
-    how = Counting(given["longest"], given["doubt"], given["least"])
-    examples = list(corpora.read(arguments.dataset, arguments.data_dir, recipe.split))
-    examples = examples[: arguments.limit]
-    random.Random(recipe.seed).shuffle(examples)  # noqa: S311
+    train = list(corpora.read(arguments.dataset, arguments.data_dir, "train"))[: arguments.limit]
+    others, examples = corpora.hold_out(train, recipe.held_out, recipe.seed)
+    prior = recount(settings.locate.prior, others, context.index, system, context.reader)
+    context = replace(context, prior=prior)
 
     rows, labels, notes, codes = [], [], [], []
     gold = [
         frozenset(system.stem(code) if code in system else code for code in one.codes)
         for one in examples
     ]
-    with tqdm(total=len(examples), unit="note", disable=None) as bar:
-        for fold in range(recipe.folds):
-            others = [one for i, one in enumerate(examples) if i % recipe.folds != fold]
-            counted = count(others, system, context.reader, how)
-            prior = Prior("fold", context.prior.weights, *counted, context.index, system)
-            of_fold = replace(context, prior=prior)
-            for number in range(fold, len(examples), recipe.folds):
-                terms = propose(examples[number].note, of_fold)
-                found = search([term.lead_term for term in terms], of_fold)
-                candidates = [consistent(*pair) for pair in zip(terms, found, strict=True)]
-                verdicts = weigh(terms, candidates, of_fold)
-                for code, said in tally(candidates, verdicts).items():
-                    if completed(code, system) is not None:
-                        rows.append(features(said))
-                        labels.append(code in gold[number])
-                        notes.append(number)
-                        codes.append(code)
-                bar.update()
+    for number, example in enumerate(tqdm(examples, unit="note", disable=None)):
+        terms, found = located(example, context)
+        for code, said in tally(found, judge(terms, found, context)).items():
+            if completed(code, system) is not None:
+                rows.append(features(said))
+                labels.append(code in gold[number])
+                notes.append(number)
+                codes.append(code)
 
     names = list(rows[0])
     x = np.array([list(row.values()) for row in rows])

@@ -16,7 +16,7 @@ from typing import Literal
 from pydantic import PositiveFloat
 
 from clh import runs
-from clh.training import language
+from clh.training import language, loop
 
 
 class Recipe(language.Recipe):
@@ -28,7 +28,7 @@ class Recipe(language.Recipe):
 
 def main() -> int:
     """Find the mistakes, train, and keep the best."""
-    arguments = language.parser(__doc__, "experiments/recipes/run_dpo.yaml").parse_args()
+    arguments = loop.parser(__doc__, "experiments/recipes/run_dpo.yaml").parse_args()
 
     from tqdm import tqdm
     from trl import DPOConfig, DPOTrainer
@@ -55,7 +55,7 @@ def main() -> int:
     trainer = DPOTrainer(
         student.model,
         args=DPOConfig(
-            **language.settings(recipe, folder),
+            **loop.settings(recipe, folder),
             max_length=None,
             loss_type=[recipe.loss],
             beta=recipe.beta,

@@ -16,7 +16,7 @@ from typing import Literal
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 
 from clh import runs
-from clh.training import language
+from clh.training import language, loop
 
 
 class Recipe(language.Recipe):
@@ -30,7 +30,7 @@ class Recipe(language.Recipe):
 
 def main() -> int:
     """Train, and keep the best."""
-    arguments = language.parser(__doc__, "experiments/recipes/run_grpo.yaml").parse_args()
+    arguments = loop.parser(__doc__, "experiments/recipes/run_grpo.yaml").parse_args()
 
     unsloth = language.find_unsloth(needed=["vllm"])
 
@@ -48,7 +48,7 @@ def main() -> int:
         student.model,
         reward_funcs=[getattr(judge, name) for name in recipe.rewards],
         args=GRPOConfig(
-            **language.settings(recipe, folder),
+            **loop.settings(recipe, folder),
             reward_weights=[*recipe.rewards.values()],
             num_generations=recipe.generations,
             max_completion_length=recipe.reply_tokens,

@@ -11,12 +11,12 @@ epoch; learned.jsonl and held_out.jsonl, the questions and replies; config.json;
 """
 
 from clh import runs
-from clh.training import language
+from clh.training import language, loop
 
 
 def main() -> int:
     """Train, and keep the best."""
-    arguments = language.parser(__doc__, "experiments/recipes/run_training.yaml").parse_args()
+    arguments = loop.parser(__doc__, "experiments/recipes/run_training.yaml").parse_args()
 
     from agents import tasks
 

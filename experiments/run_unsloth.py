@@ -8,12 +8,12 @@ of its own, as it needs older releases of transformers and TRL.
 """
 
 from clh import runs
-from clh.training import language
+from clh.training import language, loop
 
 
 def main() -> int:
     """Train, and keep the best."""
-    arguments = language.parser(__doc__, "experiments/recipes/run_training.yaml").parse_args()
+    arguments = loop.parser(__doc__, "experiments/recipes/run_training.yaml").parse_args()
 
     unsloth = language.find_unsloth()
 

@@ -4,24 +4,21 @@ TRL trains; a LoRA adapter, or with `lora: null` the whole model, is what comes 
 epoch it is written as it would ship, and scored through the interface that the agents use.
 """
 
-import argparse
 import json
 import sys
-import time
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
 from tempfile import TemporaryDirectory
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveInt
 
 from clh import models, runs
 from clh.errors import InputError
 from clh.llm import LanguageModel, LocalModel, Message
+from clh.training import loop
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -29,11 +26,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
 Task = Literal["analyze", "verify"]
-BEST = "score"  # of the held-out documents, by which the best epoch is kept
-
-_LOG = "log.jsonl"
-_CHECKPOINT, _STATE = "checkpoint", "trainer_state.json"  # as transformers names them
-_NO_MEANS = frozenset({"epoch", "step", "num_tokens"})  # of steps, that say nothing of an epoch
 
 
 class Lora(runs.Recipe):
@@ -45,28 +37,16 @@ class Lora(runs.Recipe):
     modules: tuple[str, ...]
 
 
-class Recipe(runs.Recipe):
+class Recipe(loop.Recipe):
     """What all recipes of language models say."""
 
-    base: str
     lora: Lora | None
     learned: dict[Task, PositiveInt]
     scored: dict[Task, PositiveInt]
     candidates: PositiveInt
     negatives: NonNegativeFloat
-    held_out: float = Field(gt=0, lt=1)
     max_tokens: PositiveInt
     reply_tokens: PositiveInt
-    epochs: PositiveInt
-    batch: PositiveInt
-    accumulate: PositiveInt
-    learning_rate: PositiveFloat
-    warmup: NonNegativeInt
-    weight_decay: NonNegativeFloat
-    clip: PositiveFloat
-    gradient_checkpointing: bool
-    checkpoint_steps: PositiveInt
-    seed: NonNegativeInt
 
 
 class SupervisedRecipe(Recipe):
@@ -101,19 +81,6 @@ class Student:
     model: "PreTrainedModel"
     tokenizer: "PreTrainedTokenizerBase"
     adapter: "LoraConfig | None"
-
-
-def parser(doc: str | None, recipe: str) -> argparse.ArgumentParser:
-    """The flags of these scripts, as for `runs.learner`."""
-    flags = runs.learner(doc, recipe)
-    flags.add_argument(
-        "--unseen",
-        nargs="*",
-        default=["dev"],
-        metavar="SPLIT",
-        help="splits of which no sentence is learned; default: dev",
-    )
-    return flags
 
 
 def find_unsloth(*, needed: Iterable[str] = ()) -> ModuleType | None:
@@ -225,33 +192,6 @@ def rows(columns: Iterable[Mapping[str, Any]]) -> "Dataset":
     return Dataset.from_list([dict(one) for one in columns])
 
 
-def settings(recipe: Recipe, folder: Path) -> dict[str, Any]:
-    """What TRL's configurations have in common."""
-    import torch
-
-    return {
-        "output_dir": str(folder),
-        "num_train_epochs": recipe.epochs,
-        "per_device_train_batch_size": recipe.batch,
-        "gradient_accumulation_steps": recipe.accumulate,
-        "learning_rate": recipe.learning_rate,
-        "warmup_steps": recipe.warmup,
-        "weight_decay": recipe.weight_decay,
-        "max_grad_norm": recipe.clip,
-        "gradient_checkpointing": recipe.gradient_checkpointing,
-        "bf16": models.fast_dtype() == torch.bfloat16,
-        "use_cpu": not torch.accelerator.is_available(),
-        "dataloader_pin_memory": torch.accelerator.is_available(),
-        "save_strategy": "steps",
-        "save_steps": recipe.checkpoint_steps,
-        "save_total_limit": 1,
-        "logging_steps": 1,
-        "report_to": "none",
-        "disable_tqdm": True,
-        "seed": recipe.seed,
-    }
-
-
 def supervised(
     student: Student, lessons: Sequence[Lesson], recipe: SupervisedRecipe, folder: Path
 ) -> "Trainer":
@@ -261,7 +201,7 @@ def supervised(
     return SFTTrainer(
         student.model,
         args=SFTConfig(
-            **settings(recipe, folder),
+            **loop.settings(recipe, folder),
             max_length=recipe.max_tokens,
             completion_only_loss=True,
             packing=recipe.packing,
@@ -283,52 +223,16 @@ def train(
     folder: Path,
     score: Callable[[LanguageModel], Mapping[str, float]],
 ) -> None:
-    """Train to the end, from the last whole checkpoint if there is one.
-
-    The best epoch is kept in `folder`/best. log.jsonl has a line for each epoch, 0 being the base:
-    the means of what TRL logs of its steps, and what `score` makes of the model.
-    """
-    from tqdm import tqdm
-    from transformers import PrinterCallback, TrainerCallback
-
+    """Train as `loop.train` does; each epoch is scored as it would be used, saved and loaded."""
     here = recipe.model_copy(update={"base": str(student.base)})  # which need not be found again
 
-    class Epochs(TrainerCallback):
-        def __init__(self) -> None:
-            self._log = _read(folder / _LOG)
-            self._started = time.perf_counter()
+    def scores() -> Mapping[str, float]:
+        with TemporaryDirectory(dir=folder) as cache:
+            saved = Path(cache) / "model"
+            runs.write_folder(saved, lambda to: save(trainer, here, to))
+            return score(LocalModel(str(saved), Path(cache), max_tokens=recipe.reply_tokens))
 
-        def on_train_begin(self, *_: Any, **__: Any) -> None:
-            state = trainer.state
-            done = int(state.epoch or 0)
-            self._log = self._log[: done + 1]  # later epochs will come again
-            if len(self._log) <= done:  # the base, or killed between an epoch's end and its score
-                self._end(done)
-            self._bar = tqdm(total=state.max_steps, initial=state.global_step, unit="step")
-
-        def on_step_end(self, *_: Any, **__: Any) -> None:
-            self._bar.update()
-
-        def on_epoch_end(self, *_: Any, **__: Any) -> None:
-            self._end(round(trainer.state.epoch or 0))
-
-        def on_train_end(self, *_: Any, **__: Any) -> None:
-            self._bar.close()
-
-        def _end(self, epoch: int) -> None:
-            means = _means(trainer.state.log_history, epoch)
-            seconds = time.perf_counter() - self._started
-            scores = _scores(trainer, here, folder, score)
-            self._log.append({"epoch": epoch, **means, **scores, "seconds": seconds})
-            tqdm.write(json.dumps({k: round(v, 4) for k, v in self._log[-1].items()}))
-            if epoch and scores[BEST] == max(one[BEST] for one in self._log[1:]):
-                runs.write_folder(folder / "best", lambda to: save(trainer, recipe, to))
-            runs.write(folder / _LOG, "".join(json.dumps(one) + "\n" for one in self._log))
-            self._started = time.perf_counter()
-
-    trainer.add_callback(Epochs())
-    trainer.remove_callback(PrinterCallback)
-    trainer.train(resume_from_checkpoint=_last_checkpoint(folder))
+    loop.train(trainer, folder, scores, lambda to: save(trainer, recipe, to))
 
 
 def save(trainer: "Trainer", recipe: Recipe, folder: Path) -> None:
@@ -357,39 +261,3 @@ def save(trainer: "Trainer", recipe: Recipe, folder: Path) -> None:
         "inference_mode": True,
     }
     (folder / models.ADAPTER).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-
-
-def _scores(
-    trainer: "Trainer",
-    recipe: Recipe,
-    folder: Path,
-    score: Callable[[LanguageModel], Mapping[str, float]],
-) -> Mapping[str, float]:
-    """What `score` makes of the model as it stands, saved and loaded as it would be for use."""
-    import torch
-
-    # Loading draws random numbers, and training must not notice.
-    with TemporaryDirectory(dir=folder) as cache, torch.random.fork_rng():
-        saved = Path(cache) / "model"
-        runs.write_folder(saved, lambda to: save(trainer, recipe, to))
-        return score(LocalModel(str(saved), Path(cache), max_tokens=recipe.reply_tokens))
-
-
-def _last_checkpoint(folder: Path) -> str | None:
-    """The newest checkpoint that was written to its end: its state is the last of its files."""
-    whole = [file.parent for file in folder.glob(f"{_CHECKPOINT}-*/{_STATE}")]
-    return str(max(whole, key=lambda one: int(one.name.rpartition("-")[2]))) if whole else None
-
-
-def _means(history: Iterable[Mapping[str, float]], epoch: int) -> dict[str, float]:
-    """The means of what was logged of an epoch's steps."""
-    logged: defaultdict[str, list[float]] = defaultdict(list)
-    for one in history:
-        if epoch - 1 < one["epoch"] <= epoch:
-            for name in one.keys() - _NO_MEANS:
-                logged[name].append(one[name])
-    return {name: fmean(values) for name, values in sorted(logged.items())}
-
-
-def _read(file: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []

@@ -1,13 +1,17 @@
 """Counting what a corpus uses codes for: what a prior is made of."""
 
+import json
 from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from clh import models
 from clh.corpora import Example
 from clh.icd.tabular import CodeSystem
 from clh.reader import Reader
+from clh.retrieval.ann import CodeIndex
 from clh.retrieval.precedents import Precedents
+from clh.retrieval.prior import PRIOR, Prior, Weights
 from clh.training.pairs import sentence_pairs, written
 
 
@@ -35,3 +39,17 @@ def count(
     documents = sentence_pairs(examples, system, reader, written)
     sentences = ((pair.texts[0], pair.codes) for pairs in documents for pair in pairs)
     return dict(sorted(notes.items())), Precedents.count(sentences, *how)
+
+
+def recount(
+    name: str, examples: Sequence[Example], index: CodeIndex, system: CodeSystem, reader: Reader
+) -> Prior:
+    """The prior `name` as it would be had it been counted on these examples.
+
+    On documents that a prior was counted on it knows too much: what learns from them, learns with
+    one that was counted on others.
+    """
+    given = json.loads((models.learned(name) / PRIOR).read_text())
+    how = Counting(given["longest"], given["doubt"], given["least"])
+    weights = Weights(given["weight"], given["precedent_weight"])
+    return Prior("recounted", weights, *count(examples, system, reader, how), index, system)

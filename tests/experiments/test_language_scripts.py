@@ -301,7 +301,10 @@ def test_what_a_recipe_may_change(
     ("break_it", "message"),
     [
         (lambda folder: (folder / "dev.jsonl").unlink(), "there is no .*dev.jsonl"),
-        (lambda folder: (folder / "recipe.yaml").write_text("base: x"), "recipe.yaml, lora: Field"),
+        (
+            lambda folder: (folder / "recipe.yaml").write_text("base: x"),
+            "recipe.yaml, held_out: Field",
+        ),
         (
             lambda folder: (folder / "train.jsonl").write_text(
                 json.dumps({"id": "a", "text": "Cough.", "codes": ["R05.9"]}) + "\n"

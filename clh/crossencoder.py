@@ -1,0 +1,76 @@
+"""The cross-encoder: one model reads what a note says and what a code means, together."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from clh import models
+from clh.config import Settings
+from clh.errors import ModelError
+
+
+class CrossEncoder:
+    """A Hugging Face encoder with one output, the log-odds that two texts mean the same."""
+
+    def __init__(self, model: Any, tokenizer: Any, id: str, max_tokens: int, batch: int) -> None:
+        """Wrap the model, which is named `id`; it reads `batch` pairs of `max_tokens` at once."""
+        self.id = id
+        self._model, self._tokenizer = model.eval(), tokenizer
+        self._max_tokens, self._batch = max_tokens, batch
+
+    def logits(self, pairs: Sequence[tuple[str, str]]) -> NDArray[np.float32]:
+        """One for each pair, in order; of a pair that is too long the first text is cut."""
+        logits = np.empty(len(pairs), dtype=np.float32)
+        # Pairs of like length share a batch, so that little is spent on padding.
+        by_length = sorted(range(len(pairs)), key=lambda i: sum(map(len, pairs[i])))
+        for start in range(0, len(pairs), self._batch):
+            rows = by_length[start : start + self._batch]
+            read = tokens(self._tokenizer, [pairs[row] for row in rows], self._max_tokens)
+            with torch.inference_mode():
+                logits[rows] = self._model(**read).logits[:, 0].float().numpy(force=True)
+        return logits
+
+
+def load_crossencoder(name: str, settings: Settings) -> CrossEncoder:
+    """The cross-encoder whose weights `name` names, as in `clh.models.resolve`."""
+    folder = models.resolve(name, settings.cache_dir)
+    model, tokenizer = open_crossencoder(folder, models.fast_dtype())
+    named, verify = models.model_id(name, folder), settings.verify
+    return CrossEncoder(model, tokenizer, named, verify.max_tokens, verify.batch)
+
+
+def open_crossencoder(folder: Path, dtype: torch.dtype) -> tuple[Any, Any]:
+    """The model and the tokenizer in `folder`, offline; ModelError if they are no encoder.
+
+    An encoder without an output gets one, which has to be trained.
+    """
+    from safetensors import SafetensorError
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    models.silence_bars()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        model = AutoModelForSequenceClassification.from_pretrained(
+            folder, num_labels=1, dtype=dtype, local_files_only=True
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ModelError(f"cannot load a cross-encoder from {folder}: {reason}") from error
+    return model, tokenizer
+
+
+def tokens(tokenizer: Any, pairs: Sequence[tuple[str, str]], max_tokens: int) -> Any:
+    """The pairs as the model reads them."""
+    firsts, seconds = zip(*pairs, strict=True)
+    return tokenizer(
+        list(firsts),
+        list(seconds),
+        padding=True,
+        truncation="only_first",
+        max_length=max_tokens,
+        return_tensors="pt",
+    )
