@@ -1,13 +1,18 @@
 """Verify: probabilities, fitted or asked for."""
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from agents.context import Logistic
 from agents.verify import features, verify
+from clh.crossencoder import CrossEncoder
 from clh.errors import ModelError
 from clh.llm import Messages
 from clh.retrieval.lexical import Lexicon
@@ -81,6 +86,49 @@ async def test_every_candidate_of_every_term_gets_a_verdict(context: MakeContext
         (1, "M25.561"),
     ]
     assert verdicts[0].probability > verdicts[1].probability
+
+
+class Reader(CrossEncoder):
+    """A cross-encoder that believes only titles whose first word the sentence has."""
+
+    def __init__(self) -> None:
+        self.id = "a reader"
+        self.read: list[tuple[str, str]] = []
+
+    def logits(self, pairs: Sequence[tuple[str, str]]) -> NDArray[np.float32]:
+        self.read += pairs
+        said = [title.split()[0].lower() in text.lower() for text, title in pairs]
+        return np.where(said, 3.0, -3.0).astype(np.float32)
+
+
+async def test_what_is_read_changes_all_verdicts_on_a_code_and_no_others(
+    context: MakeContext,
+) -> None:
+    toy, reader = context(verify={"codes": 2}), Reader()
+    reading = Logistic("by hand", 0.0, {"retrieval": 0.0, "encoder": 1.0})
+    terms = [term(NOTE, "heart failure"), term(NOTE, "pain"), term(NOTE, "right knee")]
+    candidates = [
+        [candidate(toy, "I50.9", 0.9), candidate(toy, "R05.9", 0.2)],
+        [candidate(toy, "M25.561", 0.6), candidate(toy, "I50.9", 0.5)],
+        [candidate(toy, "M25.561", 0.8)],
+    ]
+    given: dict[str, Any] = {"terms": terms, "candidates": candidates}
+    before = (await step(verify, toy, NOTE, **given))["verdicts"]
+    reads = replace(context(verify={"codes": 2}), encoder=reader, reading=reading)
+    after = (await step(verify, reads, NOTE, **given))["verdicts"]
+    title = toy.system["I50.9"].title
+    # Each of the two likeliest codes is read once, at the term that it is best for.
+    assert reader.read == [
+        (f"heart failure: {NOTE.text}", title),
+        (f"right knee: {NOTE.text}", toy.system["M25.561"].title),
+    ]
+    assert [(one.term, one.code) for one in after] == [(one.term, one.code) for one in before]
+    assert after[1] == before[1]
+    said = {one.code: one.probability for one in after}
+    assert all(one.probability == said[one.code] for one in after)
+    assert said["I50.9"] == pytest.approx(0.9526, abs=1e-4)
+    assert said["M25.561"] == pytest.approx(0.9526, abs=1e-4)
+    assert after[0].rationale.startswith("read in its sentence: +3.0; ")
 
 
 class Listening(QueuedModel):

@@ -129,13 +129,13 @@ def test_a_fitted_decision_is_of_documents_that_the_prior_had_not_seen(
     assert run("fit_locate", "--recipe", tmp_path / "locate.yaml", "--output", prior) == 0
     monkeypatch.setenv("CLH_LOCATE__PRIOR", str(prior))
 
-    recipe = {"profile": "cpu", "split": "train", "folds": 4, "regularisation": 1, "seed": 0}
+    recipe = {"profile": "cpu", "held_out": 0.75, "folds": 3, "regularisation": 1, "seed": 0}
     (tmp_path / "assign.yaml").write_text(yaml.safe_dump(recipe))
     assert run("fit_assigner", "--recipe", tmp_path / "assign.yaml", "--output", out) == 0
     report = json.loads((out / "metrics.json").read_text())
     assert 0 <= report["threshold"] <= 1
     assert 0 < report["roc_auc"] <= 1
-    assert report["notes"] == len(TRAIN)
+    assert report["notes"] == 3
     thresholds = [one["threshold"] for one in report["precision_recall"]]
     assert thresholds == sorted(thresholds)
 
@@ -152,7 +152,7 @@ def test_a_fitted_decision_is_of_documents_that_the_prior_had_not_seen(
 
 @pytest.mark.parametrize(
     ("profile", "folds", "says"),
-    [("cpu", 4, "names no prior"), ("codiesp", 2, "too few documents for 2 folds")],
+    [("cpu", 3, "names no prior"), ("codiesp", 2, "too few documents for 2 folds")],
 )
 def test_a_decision_that_cannot_be_fitted(
     run: Run,
@@ -162,9 +162,36 @@ def test_a_decision_that_cannot_be_fitted(
     folds: int,
     says: str,
 ) -> None:
-    recipe = {"profile": profile, "split": "train", "regularisation": 1, "seed": 0, "folds": folds}
+    recipe = {"profile": profile, "held_out": 0.25, "folds": folds, "regularisation": 1, "seed": 0}
     (tmp_path / "assign.yaml").write_text(yaml.safe_dump(recipe))
     out = tmp_path / "out"
     assert run("fit_assigner", "--recipe", tmp_path / "assign.yaml", "--output", out) == 2
     assert says in capsys.readouterr().err
     assert not out.exists()
+
+
+def test_a_trained_cross_encoder_changes_what_verify_says(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = yaml.safe_load((SCRIPTS / "recipes" / "train_verifier.yaml").read_text())
+    recipe |= {"base": str(tmp_path / "tower"), "profile": "cpu", "held_out": 0.5, "folds": 2}
+    recipe |= {"negatives": 2, "epochs": 2, "batch": 2, "learning_rate": 1.0e-2, "warmup": 0}
+    (tmp_path / "verifier.yaml").write_text(yaml.safe_dump(recipe))
+    flags = ("--recipe", tmp_path / "verifier.yaml", "--output", tmp_path / "out")
+    assert run("train_verifier", *flags) == 0
+    log = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
+    assert [one["epoch"] for one in log] == [0, 1, 2]
+    assert log[2]["loss"] < log[1]["loss"]
+    best = tmp_path / "out" / "best"
+    report = json.loads((best / "metrics.json").read_text())
+    assert report["encoder"]["score"] > log[0]["score"]
+
+    said = {}
+    monkeypatch.setenv("CLH_VERIFY__ENCODER", str(best))
+    for source in ("retrieval", "encoder"):
+        monkeypatch.setenv("CLH_VERIFY__SOURCE", source)
+        assert run("benchmark", "--split", "dev", "--output", tmp_path / source) == 0
+        steps = (tmp_path / source / "steps.jsonl").read_text().splitlines()
+        said[source] = json.loads(steps[0])["verified"]
+    assert said["encoder"].keys() == said["retrieval"].keys()
+    assert said["encoder"] != said["retrieval"]
