@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import harmonic_mean
 from types import MappingProxyType
-from typing import Annotated, Any, Literal, NamedTuple, Self, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, Protocol, Self, TypeVar
 
 from pydantic import Field, TypeAdapter, ValidationError
 from spacy.tokens import Span as Tokens
@@ -26,7 +26,7 @@ from agents.analyze import Quoted, Reply, find, propose, windows
 from agents.context import Context
 from agents.locate import search
 from agents.state import conversation
-from agents.verify import ANSWERS, consistent, question
+from agents.verify import ANSWERS, consistent, question, texts
 from clh import corpora, llm, models, runs
 from clh.config import Settings
 from clh.corpora import Example
@@ -46,6 +46,20 @@ ShapeT = TypeVar("ShapeT", bound=Shape)
 Completions = Sequence[Sequence[Mapping[str, str]]]
 
 _TELLING = 5  # words; a shorter sentence is in many notes
+
+
+class Drawing(Protocol):
+    """How questions are drawn."""
+
+    @property
+    def negatives(self) -> float:
+        """Wrong candidates for each right one."""
+        ...
+
+    @property
+    def seed(self) -> int:
+        """Of the draw."""
+        ...
 
 
 class Mark(Shape):
@@ -74,6 +88,7 @@ class Question(Shape):
     document: str
     messages: tuple[Message, ...]
     reply: Literal["yes", "no"]
+    texts: tuple[str, str]  # as the cross-encoder reads it
 
 
 Item = Window | Question
@@ -148,13 +163,8 @@ def prepare(arguments: argparse.Namespace, recipe: Recipe, *files: str) -> Lesso
     sentence of theirs, nor of the splits that `arguments.unseen` names. Raises InputError for data
     that cannot be used.
     """
-    corpus = corpora.find(arguments.dataset)
     split = Split.read(arguments, recipe)
-    # A prior was counted on these very documents, and would lead every term to their codes.
-    locate = {"prior": "", "candidates": recipe.candidates}
-    settings = Settings.load(corpus.profile, policy=corpus.policy, locate=locate)
-    system = load_tabular()
-    context = _load(settings, system)
+    context = asking(arguments.dataset, recipe.candidates)
     config = {
         **split.config(context, recipe),
         "prompts": {task: prompts.sha256(task) for task in recipe.learned},
@@ -178,14 +188,25 @@ def prepare(arguments: argparse.Namespace, recipe: Recipe, *files: str) -> Lesso
     )
 
 
+def asking(dataset: str, candidates: int) -> Context:
+    """What asks questions about a dataset, for each term about so many candidates.
+
+    No prior is used: one was counted on the very documents that are learned from, and would lead
+    every term to their codes.
+    """
+    corpus = corpora.find(dataset)
+    locate = {"prior": "", "candidates": candidates}
+    return _load(Settings.load(corpus.profile, policy=corpus.policy, locate=locate), load_tabular())
+
+
 def draw(
     examples: Sequence[Example],
     context: Context,
-    recipe: Recipe,
+    recipe: Drawing,
     sizes: Mapping[Task, int],
     unseen: Collection[str] = (),
 ) -> list[Item]:
-    """Questions of each task, as many as `sizes` says or as there are, from documents at random.
+    """Questions about documents, of each task as many as `sizes` says or as there are, at random.
 
     Raises InputError where a task has none.
     """
@@ -193,9 +214,7 @@ def draw(
 
     rng = random.Random(recipe.seed)  # noqa: S311
     pools: dict[Task, list[Item]] = {task: [] for task in sizes}
-    for example in tqdm(rng.sample(examples, len(examples)), unit="document", leave=False):
-        if all(len(pools[task]) >= size for task, size in sizes.items()):
-            break
+    for example in tqdm(examples, unit="document", leave=False, disable=None):
         for item in ask(example, context, recipe.negatives, rng, unseen):
             if item.task in pools:
                 pools[item.task].append(item)
@@ -390,6 +409,7 @@ def _questions(
             asked = Question(
                 document=example.id,
                 messages=tuple(question(term, candidate, context)),
+                texts=texts(term, candidate),
                 reply="yes" if code in here else "no",
             )
             (right if code in here else wrong).append(asked)
@@ -533,57 +553,77 @@ async def mistake(place: int, judge: Judge, model: LanguageModel) -> Preference 
     return Preference(messages=item.messages, reply=item.reply, rejected=own)
 
 
+async def outcomes(items: Sequence[Item], model: LanguageModel) -> list[Heard | float]:
+    """What inference gets of a model: for windows terms, for questions how probable yes is."""
+    questions = [one.messages for one in items if isinstance(one, Question)]
+    shares = iter(await model.choose(questions, ANSWERS))
+    return [
+        next(shares)[0] if isinstance(one, Question) else hear(one, await answer(one, model))
+        for one in items
+    ]
+
+
 async def score(items: Sequence[Item], model: LanguageModel) -> dict[str, float]:
-    """How well a model does each task, and `score`, the mean of its F1 and average precision.
+    """How well a model does each task: see `scores`."""
+    return scores(items, await outcomes(items, model))
+
+
+def scores(items: Sequence[Item], got: Sequence[Heard | float]) -> dict[str, float]:
+    """How good outcomes are by task, and `score`, the mean of analyze's F1 and verify's precision.
 
     `analyze_recall` is the share of gold codes that some term touches the evidence for, and
     `analyze_precision` the share of terms that touch any; an invented quote touches none.
     `verify_…` rank questions by the probability of yes, with as many wrong candidates for a right
     one as were drawn. Raises InputError where verify's questions have all the same answer.
     """
-    windows_ = [one for one in items if isinstance(one, Window)]
-    questions = [one for one in items if isinstance(one, Question)]
-    scores: dict[str, float] = {}
+    pairs = list(zip(items, got, strict=True))
+    heard = [
+        (one, said) for one, said in pairs if isinstance(one, Window) and isinstance(said, Heard)
+    ]
+    judged = [
+        (one.reply == "yes", said)
+        for one, said in pairs
+        if isinstance(one, Question) and isinstance(said, float)
+    ]
+    by_task: dict[str, float] = {}
     chosen: list[float] = []
-    if windows_:
-        heard = [hear(one, await answer(one, model)) for one in windows_]
-        scores |= _of_windows(windows_, heard)
-        chosen.append(scores["analyze_f1"])
-    if questions:
-        scores |= await _of_questions(questions, model)
-        chosen.append(scores["verify_average_precision"])
-    return {"score": sum(chosen) / len(chosen), **scores}
+    if heard:
+        by_task |= _of_windows(heard)
+        chosen.append(by_task["analyze_f1"])
+    if judged:
+        by_task |= _of_questions(judged)
+        chosen.append(by_task["verify_average_precision"])
+    return {"score": sum(chosen) / len(chosen), **by_task}
 
 
-def _of_windows(asked: Sequence[Window], heard: Sequence[Heard]) -> dict[str, float]:
+def _of_windows(heard: Sequence[tuple[Window, Heard]]) -> dict[str, float]:
     right = touched = known = 0
-    for window, one in zip(asked, heard, strict=True):
+    for window, one in heard:
         right += sum(any(meet(mark, place) for mark in window.marks) for place in one.terms)
         known += len({mark.code for mark in window.marks})
         touched += len(
             {mark.code for mark in window.marks if any(meet(mark, place) for place in one.terms)}
         )
-    precision = rewards.share(right, sum(one.quotes for one in heard))
+    precision = rewards.share(right, sum(one.quotes for _, one in heard))
     recall = rewards.share(touched, known)
     return {
         "analyze_f1": harmonic_mean([precision, recall]),
         "analyze_precision": precision,
         "analyze_recall": recall,
-        "analyze_usable": rewards.share(sum(one.usable for one in heard), len(heard)),
+        "analyze_usable": rewards.share(sum(one.usable for _, one in heard), len(heard)),
     }
 
 
-async def _of_questions(asked: Sequence[Question], model: LanguageModel) -> dict[str, float]:
+def _of_questions(judged: Sequence[tuple[bool, float]]) -> dict[str, float]:
     from sklearn.metrics import average_precision_score, roc_auc_score
 
-    labels = [one.reply == "yes" for one in asked]
-    if len(set(labels)) == 1:
-        raise InputError(f"all questions held out have the answer {asked[0].reply}: hold out more")
-    shares = await model.choose([one.messages for one in asked], ANSWERS)
-    probabilities = [yes for yes, _ in shares]
+    right, probabilities = zip(*judged, strict=True)
+    if len(set(right)) == 1:
+        answer = "yes" if right[0] else "no"
+        raise InputError(f"all questions held out have the answer {answer}: hold out more")
     return {
-        "verify_average_precision": float(average_precision_score(labels, probabilities)),
-        "verify_roc_auc": float(roc_auc_score(labels, probabilities)),
+        "verify_average_precision": float(average_precision_score(right, probabilities)),
+        "verify_roc_auc": float(roc_auc_score(right, probabilities)),
     }
 
 

@@ -43,10 +43,13 @@ def load_crossencoder(name: str, settings: Settings) -> CrossEncoder:
     return CrossEncoder(model, tokenizer, named, verify.max_tokens, verify.batch)
 
 
-def open_crossencoder(folder: Path, dtype: torch.dtype) -> tuple[Any, Any]:
-    """The model and the tokenizer in `folder`, offline; ModelError if they are no encoder.
+def open_crossencoder(
+    folder: Path, dtype: torch.dtype, *, to_train: bool = False
+) -> tuple[Any, Any]:
+    """The model and the tokenizer in `folder`, offline.
 
-    An encoder without an output gets one, which has to be trained.
+    An encoder without an output gets one if it is `to_train`. Raises ModelError if there is no
+    encoder, or none with an output.
     """
     from safetensors import SafetensorError
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -54,12 +57,14 @@ def open_crossencoder(folder: Path, dtype: torch.dtype) -> tuple[Any, Any]:
     models.silence_bars()
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        model = AutoModelForSequenceClassification.from_pretrained(
-            folder, num_labels=1, dtype=dtype, local_files_only=True
+        model, loaded = AutoModelForSequenceClassification.from_pretrained(
+            folder, num_labels=1, dtype=dtype, local_files_only=True, output_loading_info=True
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = str(error).partition("\n")[0]
         raise ModelError(f"cannot load a cross-encoder from {folder}: {reason}") from error
+    if loaded["missing_keys"] and not to_train:
+        raise ModelError(f"{folder} is no trained cross-encoder: name another in verify.encoder")
     return model, tokenizer
 
 

@@ -48,7 +48,7 @@ def main() -> int:
 
     set_seed(recipe.seed)
     model, tokenizer = open_crossencoder(
-        models.resolve(recipe.base, settings.cache_dir), torch.float32
+        models.resolve(recipe.base, settings.cache_dir), torch.float32, to_train=True
     )
     verify = settings.verify
     trainer = crossencoder.trainer(

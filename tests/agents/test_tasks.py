@@ -365,7 +365,7 @@ async def test_a_reply_that_is_garbage_is_scored_as_such(judge: Judge) -> None:
 
 async def test_one_answer_to_all_questions_cannot_be_ranked(judge: Judge) -> None:
     with pytest.raises(InputError, match="all questions held out have the answer yes"):
-        await score(judge.items[1:2], QueuedModel())
+        await score(judge.items[1:2], QueuedModel(probabilities=[(1.0, 0.0)]))
 
 
 async def test_mistakes_are_kept_beside_what_is_right(judge: Judge) -> None:

@@ -10,15 +10,17 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer
 
 from agents import tasks
 from clh.corpora import hold_out, read
-from clh.training import language
+from clh.crossencoder import open_crossencoder
+from clh.training import crossencoder, language
 from tests.conftest import MakeContext
-from tests.fakes import tiny_llama, toy_system
+from tests.fakes import tiny_encoder, tiny_llama, toy_system
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 SCRIPTS = {
@@ -294,6 +296,34 @@ def test_what_a_recipe_may_change(
         other / "best" / ("model.safetensors" if "lora" in changed else "adapter_model.safetensors")
     )
     assert model.exists()
+
+
+def test_models_are_held_against_each_other_on_the_same_questions(
+    run: Run, flags: Callable[..., list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags("run_training")
+    recipe = {"scored": SMALL["scored"], "candidates": 4, "negatives": 3}
+    recipe |= {"reply_tokens": 16, "bootstrap": 20, "seed": 0}
+    (tmp_path / "eval.yaml").write_text(yaml.safe_dump(recipe))
+    given = ["--dataset", "jsonl", "--data-dir", str(tmp_path), "--split", "train"]
+    given += ["--recipe", str(tmp_path / "eval.yaml"), "--output", str(tmp_path / "out")]
+    base, encoder = str(tmp_path / "base"), tmp_path / "encoder"
+    untrained = open_crossencoder(tiny_encoder(tmp_path / "tower"), torch.float32, to_train=True)
+    crossencoder.save(*untrained, encoder)
+    assert run("eval_language", given, "--models", base, base, "--encoder", str(encoder)) == 0
+    report = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    first, again, reads = report["models"]
+    assert {name: value for name, value in first.items() if "seconds" not in name} == {
+        name: value for name, value in again.items() if name in first and "seconds" not in name
+    }
+    assert set(map(tuple, again["over_first"].values())) == {(0, 0, 0)}
+    low, high = first["verify_roc_auc"][1:]
+    assert low <= first["verify_roc_auc"][0] <= high
+    assert "analyze_f1" not in reads
+    assert "analyze_f1" not in reads["over_first"]
+    table = capsys.readouterr().out.splitlines()
+    assert len(table) == 2 + 3
+    assert all(line.count("|") == table[0].count("|") for line in table)
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
