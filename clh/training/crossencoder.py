@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
@@ -22,6 +22,7 @@ class Recipe(loop.Recipe):
     folds: PositiveInt
     negatives: NonNegativeFloat
     dropout: float = Field(ge=0, lt=1)
+    attention: Literal["eager", "sdpa", "flash_attention_2"]
     regularisation: PositiveFloat
 
 
@@ -38,6 +39,7 @@ def trainer(
     from transformers import DataCollatorWithPadding, Trainer, TrainingArguments
 
     disable_progress_bars()
+    model.set_attn_implementation(recipe.attention)
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = recipe.dropout
