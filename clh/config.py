@@ -73,7 +73,7 @@ class Analyze(Section):
     shortlist: Positive
     min_closeness: Share
     min_precedent: Share
-    length_weight: Share
+    length_weight: Annotated[float, Field(ge=0)]
     window_words: Positive
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from agents.code import code
 from agents.context import Context
+from clh.config import Settings
 from clh.llm import LocalModel
 from clh.schema import AGENTS, CodedNote, Note, Policy
 
@@ -96,6 +97,24 @@ async def test_what_a_coder_would_insist_on(
 async def test_mention_names_what_encounter_leaves_out(real_context: Context) -> None:
     coded = await code(sample("visit"), with_settings(real_context, policy="mention"))
     assert {"E11.9", "I10", "I50.9", "R04.2"} <= {one.code for one in coded.codes}
+
+
+async def test_a_whole_is_coded_rather_than_its_parts(real_context: Context) -> None:
+    note = Note(id="n", text="She has iron deficiency anemia and type 2 diabetes mellitus.")
+    coded = await code(note, real_context)
+    assert {one.code for one in coded.codes} == {"D50.9", "E11.9"}
+
+
+async def test_what_was_learned_of_a_corpus_is_used(real_context: Context) -> None:
+    settings = Settings.load("codiesp", data_dir=real_context.settings.data_dir)
+    context = Context.load(settings, real_context.index)
+    note = sample("visit")
+    coded = await code(note, context)
+    assert_sound(note, coded, context)
+    assert {"E11.9", "I10", "R07.9"} <= {one.code for one in coded.codes}  # it codes denials, too
+    assert "prior-codiesp" in coded.models["locate"]
+    assert coded.models["verify"].startswith("verify-codiesp@")
+    assert any("read in its sentence" in one.rationale for one in coded.codes)
 
 
 @pytest.mark.parametrize(
