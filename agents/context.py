@@ -142,7 +142,9 @@ def _load_llm(settings: Settings) -> LanguageModel | None:
         return None
     model = settings.llm
     if model.backend == "local":
-        return llm.LocalModel(model.model, settings.cache_dir, max_tokens=model.max_tokens)
+        return llm.LocalModel(
+            model.model, settings.cache_dir, max_tokens=model.max_tokens, think=model.think
+        )
     try:
         return llm.connect(
             model.base_url,

@@ -32,7 +32,7 @@ from clh.config import Settings
 from clh.corpora import Example
 from clh.errors import InputError, ReplyError
 from clh.icd.tabular import CodeSystem, load_tabular
-from clh.llm import LanguageModel, Message
+from clh.llm import LanguageModel, LocalModel, Message
 from clh.reader import Reader, Sentence
 from clh.retrieval.ann import open_index
 from clh.retrieval.lexical import expand
@@ -76,6 +76,7 @@ class Window(Shape):
     task: Literal["analyze"] = "analyze"
     document: str
     messages: tuple[Message, ...]
+    thought: str
     reply: str
     passage: Note
     marks: tuple[Mark, ...]
@@ -87,7 +88,8 @@ class Question(Shape):
     task: Literal["verify"] = "verify"
     document: str
     messages: tuple[Message, ...]
-    reply: Literal["yes", "no"]
+    thought: str
+    reply: str
     texts: tuple[str, str]  # as the cross-encoder reads it
 
 
@@ -170,14 +172,13 @@ def prepare(arguments: argparse.Namespace, recipe: Recipe, *files: str) -> Lesso
         "prompts": {task: prompts.sha256(task) for task in recipe.learned},
     }
     folder = runs.Folder(arguments.output, config, files)
+    learned = kept(
+        folder.path / "learned.jsonl",
+        _ITEM,
+        lambda: draw(split.learned, context, recipe, recipe.learned, split.unseen(context.reader)),
+    )
     return Lessons(
-        learned=kept(
-            folder.path / "learned.jsonl",
-            _ITEM,
-            lambda: draw(
-                split.learned, context, recipe, recipe.learned, split.unseen(context.reader)
-            ),
-        ),
+        learned=list(map(thoughtful, learned)) if recipe.think else learned,
         held_out=kept(
             folder.path / "held_out.jsonl",
             _ITEM,
@@ -197,6 +198,11 @@ def asking(dataset: str, candidates: int) -> Context:
     corpus = corpora.find(dataset)
     locate = {"prior": "", "candidates": candidates}
     return _load(Settings.load(corpus.profile, policy=corpus.policy, locate=locate), load_tabular())
+
+
+def thoughtful(item: Item) -> Item:
+    """The item with its thought in front of the reply."""
+    return item.model_copy(update={"reply": llm.thinking(item.thought, item.reply)})
 
 
 def draw(
@@ -315,10 +321,12 @@ def _windows(
             if find(note, passage, term.quote.text) == term.quote
             and (one := _quoted(term)) is not None
         }
+        listed = [quoted[start] for start in sorted(quoted)]
         yield Window(
             document=example.id,
             messages=tuple(conversation("analyze", text=passage.text, policy=settings.policy)),
-            reply=_written([quoted[start] for start in sorted(quoted)]),
+            thought=_summed_up(listed),
+            reply=_written(listed),
             passage=Note(id=example.id, text=passage.text),
             marks=tuple(
                 Mark(
@@ -403,14 +411,17 @@ def _questions(
         if key(term.sentence.text) in unseen:
             continue
         here = {mark.code for mark in marks if meet(mark, term.sentence)}
-        for candidate, code in zip(near, reported_codes(near, context), strict=True):
+        codes = reported_codes(near, context)
+        meant = next((code for code in codes if code in here), None)
+        for candidate, code in zip(near, codes, strict=True):
             if code in gold and code not in here:
                 continue  # the note means it elsewhere, and perhaps here
             asked = Question(
                 document=example.id,
                 messages=tuple(question(term, candidate, context)),
-                texts=texts(term, candidate),
+                thought=_understood(term, code if code in here else meant, context),
                 reply="yes" if code in here else "no",
+                texts=texts(term, candidate),
             )
             (right if code in here else wrong).append(asked)
     return right, wrong
@@ -433,6 +444,20 @@ def _quoted(term: Term) -> Quoted | None:
 def _written(terms: Sequence[Quoted]) -> str:
     most = Reply.model_json_schema()["properties"]["terms"]["maxItems"]
     return json.dumps(Reply(terms=[*terms[:most]]).model_dump(), ensure_ascii=False)
+
+
+def _summed_up(terms: Sequence[Quoted]) -> str:
+    """What comes to mind before analyze's reply: what is named, and what it is looked up as."""
+    return "; ".join(f"{one.quote}: {one.lead_term}" for one in terms) or "nothing is named"
+
+
+def _understood(term: Term, code: str | None, context: Context) -> str:
+    """What comes to mind before verify's reply: what the term means, whatever is asked about it.
+
+    It leaves the comparison to the reply, whose probability would say nothing after a verdict.
+    """
+    means = "no code" if code is None else context.system[code].title
+    return f"{term.quote.text} means {means}"
 
 
 def meet(mark: Mark, span: Span) -> bool:
@@ -470,7 +495,7 @@ class Heard(NamedTuple):
 def hear(item: Item, raw: str) -> Heard:
     """Read a reply; one that cannot be read is heard as such."""
     if isinstance(item, Question):
-        return Heard(raw in ANSWERS)
+        return Heard(llm.spoken(raw) in ANSWERS)
     try:
         quoted = llm.Reply.parse(raw, Reply).value.terms
     except ReplyError:
@@ -512,7 +537,7 @@ class Judge:
         found = zip(queries, search(queries, self._context), strict=True)
         leads = {said: reported_codes(near, self._context) for said, near in found}
         return [
-            float(raw == asked.reply)
+            float(llm.spoken(raw) == llm.spoken(asked.reply))
             if isinstance(asked, Question)
             else one.usable
             * rewards.agreement(
@@ -550,6 +575,8 @@ async def mistake(place: int, judge: Judge, model: LanguageModel) -> Preference 
     right, said = judge.correct(replies, [place, place])
     if said >= right:
         return None
+    if isinstance(item, Question) and isinstance(model, LocalModel):
+        own = await model.think(item.messages) + own
     return Preference(messages=item.messages, reply=item.reply, rejected=own)
 
 

@@ -61,6 +61,7 @@ class Llm(Section):
     timeout: Annotated[float, Field(gt=0)]
     retries: Annotated[int, Field(ge=0)]
     max_tokens: Positive
+    think: bool
     api_key: SecretStr = Field(default=SecretStr(""), exclude=True)
 
 

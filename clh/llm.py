@@ -10,6 +10,7 @@ import json
 import logging
 import math
 import re
+import textwrap
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -33,6 +34,10 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+_THOUGHT = 240  # characters, some 60 tokens; a small model that thinks longer repeats itself
+# In Lark, as llguidance reads it. The line break keeps the tokens of thought and reply apart.
+_THINKING = rf'start: "<think>" /[^<]{{0,{_THOUGHT}}}/ "</think>\n"'
+
 T = TypeVar("T")
 SchemaT = TypeVar("SchemaT", bound=BaseModel)
 
@@ -49,27 +54,41 @@ Messages = Sequence[Message]
 
 @dataclass(frozen=True)
 class Reply(Generic[SchemaT]):
-    """What a model answered: the object, and the JSON text it was read from."""
+    """What a model answered: the object, and the text it was read from, with any thought."""
 
     value: SchemaT
     raw: str
 
     @classmethod
     def parse(cls, raw: str, schema: type[SchemaT]) -> Self:
-        """Reads `raw` as a `schema`.
+        """Reads `raw`, less the thought in front, as a `schema`.
 
         Raises:
             ReplyError: it is not JSON, or not such an object.
 
         """
         try:
-            return cls(schema.model_validate_json(raw), raw)
+            return cls(schema.model_validate_json(spoken(raw)), raw)
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             where = ".".join(map(str, first["loc"])) or "the whole"
             raise ReplyError(
                 f"the reply is not a valid {schema.__name__}: {where}: {first['msg']}", raw
             ) from error
+
+
+def spoken(raw: str) -> str:
+    """A reply without the thought in front of it."""
+    return re.sub(r"\A\s*<think>.*?</think>\s*", "", raw, flags=re.DOTALL)
+
+
+def thinking(thought: str, reply: str) -> str:
+    """A reply with a thought in front of it, cut to what `LocalModel` has room for.
+
+    A `<` in the thought, such as of a note that says `</think>`, is left out.
+    """
+    said = textwrap.shorten(thought.replace("<", " "), _THOUGHT, placeholder="")
+    return f"<think>{said}</think>\n{reply}"
 
 
 class LanguageModel(Protocol):
@@ -127,6 +146,7 @@ class LocalModel:
         cache_dir: where converted weights are kept.
         max_tokens: the length of a reply after which `chat` closes its JSON, with a warning.
         batch_size: how many sequences `choose` computes at once.
+        think: whether a short `<think>…</think>` comes before each answer and each choice.
         dtype: of weights and activations; by default bfloat16 where the processor computes in it,
             else float32.
 
@@ -144,6 +164,7 @@ class LocalModel:
         *,
         max_tokens: int = 1024,
         batch_size: int = 16,
+        think: bool = False,
         dtype: "torch.dtype | None" = None,
     ) -> None:
         import llguidance.hf
@@ -153,9 +174,10 @@ class LocalModel:
 
         folder = resolve(name, cache_dir)
         silence_bars()
-        self.id = model_id(name, folder)
+        self.id = model_id(name, folder) + (" thinking" if think else "")
         self._max_tokens = max_tokens
         self._batch_size = batch_size
+        self._think = think
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -189,6 +211,13 @@ class LocalModel:
         """See `LanguageModel.choose`; an option's probability is that of all its tokens."""
         return await self._run(lambda: self._score(conversations, options))
 
+    async def think(self, messages: Messages) -> str:
+        """What the model writes before it answers, marks and all; "" unless it is to think."""
+        if not self._think:
+            return ""
+        ids = self._encode(messages)
+        return await self._run(lambda: self._decode(self._ponder(ids, self._new_cache())))
+
     async def _run(self, work: Callable[[], T]) -> T:
         import torch
 
@@ -199,7 +228,6 @@ class LocalModel:
         return await asyncio.get_running_loop().run_in_executor(self._worker, run)
 
     def _generate(self, messages: Messages, schema: dict[str, Any]) -> str:
-        import torch
         from llguidance import LLMatcher
 
         # One way to write each object, that of json.dumps: whitespace would be room to ramble.
@@ -211,36 +239,46 @@ class LocalModel:
                 "key_separator": ": ",
             },
         )
+        prompt, cache = self._encode(messages), self._new_cache()
+        thought = self._ponder(prompt, cache) if self._think else []
+        reply = self._write([*prompt, *thought], grammar, cache, self._max_tokens)
+        if len(reply) > self._max_tokens:
+            _log.warning("a reply of %s was closed after %d tokens", self.id, self._max_tokens)
+        return self._decode(thought + reply)
+
+    def _ponder(self, ids: list[int], cache: "DynamicCache") -> list[int]:
+        """The thought that comes after `ids`."""
+        return self._write(ids, _THINKING, cache, _THOUGHT)
+
+    def _write(self, ids: list[int], grammar: str, cache: "DynamicCache", most: int) -> list[int]:
+        """What comes after `ids`, whose first `cache` may hold; closed after `most` tokens."""
+        import torch
+        from llguidance import LLMatcher
+
+        self._check_fits(len(ids) + most)
         matcher = LLMatcher(self._grammar_tokenizer, grammar)
-        prompt = self._encode(messages)
-        self._check_fits(len(prompt) + self._max_tokens)
-        cache = self._new_cache()
         closing = self._closing_bias()
-        reply: list[int] = []
-        pending = prompt
+        written: list[int] = []
         while not matcher.is_stopped():
             # Tokens that the grammar leaves no choice about cost no step of their own.
             if forced := matcher.compute_ff_tokens():
                 matcher.consume_tokens(forced)
-                reply += forced
-                pending = pending + forced
+                written += forced
                 continue
-            if len(prompt) + len(reply) >= self._window:
-                raise ReplyError("the reply does not fit the context window", self._decode(reply))
-            scores = self._forward([pending], cache, keep=1)[0, -1]
-            if len(reply) >= self._max_tokens:
+            if len(ids) + len(written) >= self._window:
+                raise ReplyError("the reply does not fit the context window", self._decode(written))
+            unread = [*ids, *written][cache.get_seq_length() :]
+            scores = self._forward([unread], cache, keep=1)[0, -1]
+            if len(written) >= most:
                 scores = scores + closing
             allowed = torch.frombuffer(bytearray(matcher.compute_logit_bias()), dtype=torch.uint8)
             token = int(scores.masked_fill(allowed == 0, -torch.inf).argmax())
             matcher.consume_token(token)
-            reply.append(token)
-            pending = [token]
+            written.append(token)
         if matcher.is_error():
             reason = matcher.get_error().partition("\n")[0]
             raise InputError(f"cannot constrain replies to the schema: {reason}")
-        if len(reply) > self._max_tokens:
-            _log.warning("a reply of %s was closed after %d tokens", self.id, self._max_tokens)
-        return self._decode(reply)
+        return written
 
     def _closing_bias(self) -> "torch.Tensor":
         """What to add to the logits so that, wherever the grammar permits, JSON is closed."""
@@ -262,6 +300,14 @@ class LocalModel:
         if not conversations:
             return []
         prompts = [self._encode(messages) for messages in conversations]
+        self._check_fits(max(map(len, prompts)))
+
+        shared = min(_common_prefix(prompts), min(map(len, prompts)) - 1)
+        prefix = self._new_cache()
+        if shared:
+            self._forward([prompts[0][:shared]], prefix, keep=1)
+        if self._think:
+            prompts = [[*one, *self._ponder(one, copy.deepcopy(prefix))] for one in prompts]
 
         # An option's last token is predicted, never read: options of one token share a row.
         uses: dict[tuple[int, ...], list[tuple[int, int]]] = defaultdict(list)
@@ -270,11 +316,6 @@ class LocalModel:
                 uses[(*prompt, *answer[:-1])].append((c, o))
         rows = sorted(uses, key=len)  # so that rows of a batch need little padding
         self._check_fits(len(rows[-1]))
-
-        shared = min(_common_prefix(prompts), min(map(len, prompts)) - 1)
-        prefix = self._new_cache()
-        if shared:
-            self._forward([prompts[0][:shared]], prefix, keep=1)
 
         scores = torch.empty(len(prompts), len(answers))
         batches = iter(rows)

@@ -4,8 +4,9 @@
         --models SmolLM2-135M-Instruct OUT/best --encoder verify-codiesp --output EVAL
 
 All are asked the same questions, drawn as run_training.py draws its own: analyze's about windows of
-a note, verify's about candidates. `--encoder` adds a cross-encoder, which can answer the latter.
-95% intervals, and those of the differences to the first model, are bootstrapped by document.
+a note, verify's about candidates. `--thinking` adds models that think before they reply, and
+`--encoder` a cross-encoder, which can answer verify's. 95% intervals, and those of the differences
+to the first model, are bootstrapped by document.
 
 Writes EVAL/metrics.json and table.md.
 """
@@ -42,6 +43,7 @@ def main() -> int:
     """Ask, score, print, write."""
     flags = runs.parser(__doc__, "experiments/recipes/eval_language.yaml")
     flags.add_argument("--models", nargs="+", required=True, help="as llm.model in clh.toml")
+    flags.add_argument("--thinking", nargs="+", default=[], help="the same, with llm.think")
     flags.add_argument("--encoder", help="as verify.encoder in clh.toml")
     arguments = flags.parse_args()
 
@@ -63,8 +65,11 @@ def main() -> int:
     asked: list[tuple[Item, ...]] = []
     got: list[list[Heard | float]] = []
     rows: list[dict[str, Any]] = []
-    for name in arguments.models:
-        model = LocalModel(name, context.settings.cache_dir, max_tokens=recipe.reply_tokens)
+    named = [(name, False) for name in arguments.models]
+    for name, think in [*named, *((name, True) for name in arguments.thinking)]:
+        model = LocalModel(
+            name, context.settings.cache_dir, max_tokens=recipe.reply_tokens, think=think
+        )
         started = time.perf_counter()
         judged = asyncio.run(tasks.outcomes(questions, model))
         between = time.perf_counter()

@@ -43,7 +43,9 @@ def main() -> int:
     judge = tasks.Judge(lessons.learned, lessons.context)
     done = len(lessons.folder.lines("pairs.jsonl"))
     if done < len(judge.items):
-        base = LocalModel(recipe.base, cache_dir, max_tokens=recipe.reply_tokens)
+        base = LocalModel(
+            recipe.base, cache_dir, max_tokens=recipe.reply_tokens, think=recipe.think
+        )
         for place in tqdm(range(done, len(judge.items)), unit="question"):
             pair = asyncio.run(tasks.mistake(place, judge, base))
             lessons.folder.append("null" if pair is None else pair.model_dump_json())

@@ -4,7 +4,8 @@
 
 Learns from the train split alone, a tenth of whose documents is held out to choose the best epoch,
 as for the towers; no sentence of these, nor of the splits in --unseen, is learned. Stopped at any
-time, the same command goes on after the last checkpoint.
+time, the same command goes on after the last checkpoint. A model that reasons takes three runs:
+this, this again with `think` on the first one's OUT/best, and run_dpo.py with it on the second's.
 
 Writes OUT/best, an adapter that `llm.model` of the settings can name; log.jsonl, the scores by
 epoch; learned.jsonl and held_out.jsonl, the questions and replies; config.json; checkpoints.

@@ -90,6 +90,7 @@ def test_an_unknown_profile_lists_those_there_are(profile: str) -> None:
         ({"llm": {"timeout": "soon"}}, "llm.timeout"),
         ({"llm": {"timeout": 0}}, "llm.timeout"),
         ({"llm": {"retries": -1}}, "llm.retries"),
+        ({"llm": {"think": "perhaps"}}, "llm.think"),
         ({"assign": {"threshold": 1.5}}, "assign.threshold"),
         ({"assign": {"threshold": float("nan")}}, "assign.threshold"),
         ({"audit": {"store_text": "perhaps"}}, "audit.store_text"),

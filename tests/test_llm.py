@@ -3,6 +3,7 @@
 import asyncio
 import json
 import math
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -15,11 +16,24 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from llguidance import LLMatcher
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
+from agents.context import _load_llm
+from clh import llm
 from clh.config import Settings
 from clh.errors import InputError, ModelError, ReplyError, ServerError
-from clh.llm import LangChainModel, LanguageModel, LocalModel, Message, Messages, connect
+from clh.llm import (
+    LangChainModel,
+    LanguageModel,
+    LocalModel,
+    Message,
+    Messages,
+    Reply,
+    connect,
+    spoken,
+    thinking,
+)
 from tests.fakes import QueuedModel, tiny_llama
 
 NOTE = "Discharge summary. Patient with community acquired pneumonia, treated with azithromycin. "
@@ -64,6 +78,14 @@ def tiny(tiny_folder: Path) -> LocalModel:
     )
 
 
+@pytest.fixture(scope="session")
+def thinker(tiny_folder: Path) -> LocalModel:
+    """The same, thinking before it answers."""
+    return LocalModel(
+        str(tiny_folder), tiny_folder, max_tokens=30, batch_size=2, think=True, dtype=torch.float32
+    )
+
+
 def naive_probabilities(
     model: LocalModel, conversations: Sequence[Messages], options: Sequence[str]
 ) -> list[list[float]]:
@@ -73,6 +95,8 @@ def naive_probabilities(
         for o, option in enumerate(options):
             prompt, answer = model._encode(messages), model._encode_text(option)
             with torch.inference_mode():
+                if model._think:
+                    prompt += model._ponder(prompt, model._new_cache())
                 logits = model._model(torch.tensor([prompt + answer])).logits[0].float()
             steps = logits.log_softmax(-1)[len(prompt) - 1 : -1]
             scores[c, o] = sum(step[token] for step, token in zip(steps, answer, strict=True))
@@ -134,17 +158,26 @@ SCALARS: st.SearchStrategy[tuple[Any, Any]] = st.sampled_from(
     fields=st.dictionaries(st.sampled_from("abcdef"), SCALARS, min_size=1, max_size=4),
     prompt=st.text(max_size=20),
     max_tokens=st.integers(1, 60),
+    think=st.booleans(),
 )
 def test_chat_always_fits_the_schema(
-    tiny: LocalModel, fields: dict[str, Any], prompt: str, max_tokens: int
+    tiny: LocalModel,
+    thinker: LocalModel,
+    fields: dict[str, Any],
+    prompt: str,
+    max_tokens: int,
+    think: bool,
 ) -> None:
-    schema = create_model("Any", **fields)
-    tiny._max_tokens, before = max_tokens, tiny._max_tokens
+    schema, model = create_model("Any", **fields), thinker if think else tiny
+    model._max_tokens, before = max_tokens, model._max_tokens
     try:
-        reply = asyncio.run(tiny.chat(user(prompt), schema))
+        reply = asyncio.run(model.chat(user(prompt), schema))
+        thought = asyncio.run(model.think(user(prompt)))
     finally:
-        tiny._max_tokens = before
+        model._max_tokens = before
     assert isinstance(reply.value, schema)
+    assert re.fullmatch(r"<think>[^<]{0,240}</think>\n" if think else "", thought)
+    assert reply.raw == thought + spoken(reply.raw)
 
 
 @settings(max_examples=200, deadline=None)
@@ -174,10 +207,23 @@ def test_contents_are_text_and_stay_as_they_are(tiny: LocalModel, pieces: list[s
     "options",
     [["yes", "no"], ["pneumonia", "not pneumonia", "unclear"], ["community acquired", "no"]],
 )
-async def test_choose_equals_full_forward_passes(tiny: LocalModel, options: list[str]) -> None:
+@pytest.mark.parametrize("think", [False, True])
+async def test_choose_equals_full_forward_passes(
+    tiny: LocalModel, thinker: LocalModel, options: list[str], think: bool
+) -> None:
+    model = thinker if think else tiny
     conversations = about_the_note([*QUESTIONS, "Fever?", "Cough, and if so since when?"])
-    rows = await tiny.choose(conversations, options)
-    assert_close(rows, naive_probabilities(tiny, conversations, options), 1e-3)
+    rows = await model.choose(conversations, options)
+    assert_close(rows, naive_probabilities(model, conversations, options), 1e-3)
+
+
+@pytest.mark.asyncio
+async def test_a_thought_changes_what_is_chosen(tiny: LocalModel, thinker: LocalModel) -> None:
+    at_once, later = [
+        await model.choose(about_the_note(), ["yes", "no"]) for model in (tiny, thinker)
+    ]
+    assert at_once != later
+    assert await thinker.choose([], ["yes", "no"]) == []
 
 
 @pytest.mark.asyncio
@@ -225,6 +271,54 @@ async def test_nothing_is_cut_to_fit_the_context_window(tiny: LocalModel) -> Non
         await tiny.chat(user(NOTE * 100), Terms)
     with pytest.raises(InputError, match="reads only 1024: send a shorter text"):
         await tiny.choose([user(NOTE * 100)], ["yes", "no"])
+
+
+@pytest.mark.asyncio
+async def test_the_settings_may_ask_for_thoughts(tiny_folder: Path) -> None:
+    named = {"model": str(tiny_folder), "think": True}
+    model = _load_llm(Settings.load(llm=named, verify={"source": "llm"}, cache_dir=tiny_folder))
+    assert isinstance(model, LocalModel)
+    assert (await model.think(user(NOTE))).startswith("<think>")
+
+
+@pytest.mark.asyncio
+async def test_there_is_room_for_a_thought(tiny: LocalModel, thinker: LocalModel) -> None:
+    letters = 0
+    while len(tiny._encode(user("a" * (letters + 1)))) <= 1024 - 200:
+        letters += 1
+    await tiny.choose([user("a" * letters)], ["yes", "no"])
+    with pytest.raises(InputError, match="reads only 1024: send a shorter text"):
+        await thinker.choose([user("a" * letters)], ["yes", "no"])
+
+
+TAGGED = st.lists(st.text() | st.sampled_from(["<think>", "</think>", "<", "\n"])).map("".join)
+
+
+@given(thought=TAGGED, quote=TAGGED)
+def test_a_reply_is_read_the_same_with_a_thought_in_front(thought: str, quote: str) -> None:
+    plain = Terms.model_construct(terms=[Term.model_construct(quote=quote[:40], status="negated")])
+    raw = plain.model_dump_json()
+    for said in (
+        thinking(thought, raw),
+        f"\n<think>\n{thought.replace('<', '')}\n</think>\n\n{raw}",
+    ):
+        reply = Reply.parse(said, Terms)
+        assert (reply.value, reply.raw) == (Reply.parse(raw, Terms).value, said)
+
+
+@pytest.mark.parametrize("raw", ["<think>Hm. {}", "<think>a</think><think>b</think>{}", "a{}"])
+def test_a_thought_without_its_end_is_no_reply(raw: str) -> None:
+    with pytest.raises(ReplyError) as caught:
+        Reply.parse(raw, create_model("Any"))
+    assert caught.value.raw == raw
+
+
+@given(thought=TAGGED)
+def test_a_thought_to_learn_is_one_that_can_be_said(thinker: LocalModel, thought: str) -> None:
+    matcher = LLMatcher(thinker._grammar_tokenizer, llm._THINKING)
+    assert matcher.consume_tokens(thinker._encode_text(thinking(thought, "")))
+    assert matcher.is_stopped()
+    assert not matcher.is_error()
 
 
 @pytest.mark.asyncio
@@ -344,6 +438,14 @@ async def test_server_chat(server: Server) -> None:
     assert request["response_format"]["type"] == "json_schema"
     assert "terms" in request["response_format"]["json_schema"]["schema"]["properties"]
     assert (request["temperature"], request["max_completion_tokens"]) == (0, 77)
+
+
+@pytest.mark.asyncio
+async def test_server_that_thinks_aloud(server: Server) -> None:
+    server.answers = [says(f"<think>\nPneumonia, then.\n</think>\n\n{VALID}")]
+    reply = await connect(server.url, "smol").chat(user(NOTE), Terms)
+    assert reply.value == Terms.model_validate_json(VALID)
+    assert reply.raw.startswith("<think>\nPneumonia, then.")
 
 
 @pytest.mark.asyncio

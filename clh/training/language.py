@@ -41,6 +41,7 @@ class Recipe(loop.Recipe):
     """What all recipes of language models say."""
 
     lora: Lora | None
+    think: bool
     learned: dict[Task, PositiveInt]
     scored: dict[Task, PositiveInt]
     candidates: PositiveInt
@@ -230,7 +231,11 @@ def train(
         with TemporaryDirectory(dir=folder) as cache:
             saved = Path(cache) / "model"
             runs.write_folder(saved, lambda to: save(trainer, here, to))
-            return score(LocalModel(str(saved), Path(cache), max_tokens=recipe.reply_tokens))
+            return score(
+                LocalModel(
+                    str(saved), Path(cache), max_tokens=recipe.reply_tokens, think=recipe.think
+                )
+            )
 
     loop.train(trainer, folder, scores, lambda to: save(trainer, recipe, to))
 

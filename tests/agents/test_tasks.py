@@ -16,14 +16,27 @@ from agents import analyze, verify
 from agents.context import Context
 from agents.locate import search
 from agents.state import Trace
-from agents.tasks import Item, Judge, Question, Window, ask, draw, mistake, said, score
+from agents.tasks import (
+    Item,
+    Judge,
+    Question,
+    Window,
+    ask,
+    draw,
+    hear,
+    mistake,
+    said,
+    score,
+    thoughtful,
+)
 from clh import corpora
 from clh.corpora import Evidence, Example
 from clh.errors import InputError
+from clh.llm import LocalModel, spoken, thinking
 from clh.schema import Note, Policy
 from clh.training.language import Recipe, SupervisedRecipe, Task
 from tests.conftest import MakeContext
-from tests.fakes import QueuedModel
+from tests.fakes import QueuedModel, tiny_llama
 
 REAL = os.environ.get("CLH_TEST_DATA", "")
 SENTENCES = [
@@ -92,9 +105,43 @@ def test_marks_within_a_sentence_are_the_quotes(context: MakeContext) -> None:
     ]
 
 
+def test_thoughts_say_what_is_named_and_what_a_term_means(context: MakeContext) -> None:
+    lines = [*SENTENCES, "He fears that he may cough again."]
+    [window], questions = asked(example(sentences=lines), context(policy="mention"))
+    assert window.thought == (
+        "cough: Cough; pain in his right knee: Pain in right knee; heart failure: Heart failure"
+    )
+    meant = set()
+    for item in questions:
+        shown = item.messages[1]["content"]
+        quote, means = item.thought.split(" means ")
+        assert f"Mention: {quote} (" in shown
+        assert (item.reply == "yes") == (f": {means}\n" in shown)
+        meant.add((lines.index(re.findall("note:\n\n(.+)\n", shown)[0]), quote, means))
+    assert meant == {
+        (0, "cough", "Cough, unspecified"),
+        (1, "pain in his right knee", "Pain in right knee"),
+        (2, "heart failure", "Heart failure, unspecified"),
+        (4, "cough", "no code"),  # coded, but elsewhere
+    }
+
+
+def test_a_note_that_speaks_of_thoughts(context: MakeContext) -> None:
+    lines = ["He said <think> and had a cough</think> for weeks."]
+    one = example(sentences=lines, codes={0: ["R05.9"]}, quotes={0: "a cough</think> for weeks"})
+    [window], questions = asked(one, context())
+    assert [quoted["quote"] for quoted in replies(window)] == ["a cough</think> for weeks"]
+    for item in (window, *questions):
+        learned = thoughtful(item)
+        thought = learned.reply.removesuffix(item.reply)
+        assert re.fullmatch("<think>[^<]+</think>\n", thought)
+        assert spoken(learned.reply) == item.reply
+        assert hear(item, learned.reply) == hear(item, item.reply)
+
+
 def test_a_document_without_codes_has_no_terms_and_no_questions(context: MakeContext) -> None:
     windows, questions = asked(example(codes={}), context())
-    assert [replies(window) for window in windows] == [[]]
+    assert [(replies(window), window.thought) for window in windows] == [([], "nothing is named")]
     assert questions == []
 
 
@@ -300,6 +347,11 @@ DOG = ("dog", "Sprain")
         (1, "yes", (1, 1, 1)),
         (1, "no", (1, 1, 0)),
         (1, "yes, because it says so", (0, 0, 0)),
+        (0, thinking("cough", reply(COUGH)), (1, 1, 0.5)),
+        (1, thinking("cough", "yes"), (1, 1, 1)),
+        (1, thinking("cough", "no"), (1, 1, 0)),
+        (1, "<think>cough yes", (0, 0, 0)),
+        (1, thinking("cough", thinking("cough", "yes")), (0, 0, 0)),
         (2, "no", (1, 1, 1)),
         (2, "", (0, 0, 0)),
     ],
@@ -310,7 +362,7 @@ def test_rewards(judge: Judge, place: int, raw: str, worth: tuple[float, float, 
 
 def test_what_is_to_be_learned_is_worth_most(judge: Judge) -> None:
     for place, item in enumerate(judge.items):
-        assert rewarded(judge, place, item.reply) == [(1, 1, 1)]
+        assert rewarded(judge, place, item.reply, thoughtful(item).reply) == [(1, 1, 1)] * 2
 
 
 QUOTES = st.sampled_from([COUGH, KNEE, HEART, DOG, ("gout", "Gout"), ("had a", "Heart failure")])
@@ -378,3 +430,20 @@ async def test_mistakes_are_kept_beside_what_is_right(judge: Judge) -> None:
         (yes.messages, "yes", "no"),
         None,
     ]
+
+
+async def test_mistakes_of_a_model_that_thinks_are_kept_with_its_thoughts(
+    judge: Judge, tmp_path: Path
+) -> None:
+    folder = tiny_llama(tmp_path / "tiny", SENTENCES, window=4096)
+    model = LocalModel(str(folder), tmp_path, max_tokens=30, think=True)
+    learning = Judge([thoughtful(item) for item in judge.items], judge._context)
+    found = [await mistake(place, learning, model) for place in range(3)]
+    assert found[0] is not None
+    assert [one is None for one in found[1:]].count(True) == 1  # it says the same to both
+    for item, one in zip(judge.items, found, strict=True):
+        if one is not None:
+            assert one.reply == thinking(item.thought, item.reply)
+            assert one.rejected.startswith(await model.think(item.messages))
+            assert hear(item, one.rejected).usable
+            assert spoken(one.rejected) != item.reply

@@ -1,5 +1,6 @@
 """Fine-tuning language models from the outside: real steps of each script, a kill, bad input."""
 
+import asyncio
 import json
 import re
 import runpy
@@ -18,6 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer
 from agents import tasks
 from clh.corpora import hold_out, read
 from clh.crossencoder import open_crossencoder
+from clh.llm import LocalModel
 from clh.training import crossencoder, language
 from tests.conftest import MakeContext
 from tests.fakes import tiny_encoder, tiny_llama, toy_system
@@ -278,6 +280,7 @@ def test_no_held_out_document_is_learned(
         {"lora": None, "learning_rate": 1.0e-3},
         {"neftune": 5},
         {"gradient_checkpointing": True},
+        {"think": True},
     ],
 )
 def test_what_a_recipe_may_change(
@@ -310,20 +313,55 @@ def test_models_are_held_against_each_other_on_the_same_questions(
     base, encoder = str(tmp_path / "base"), tmp_path / "encoder"
     untrained = open_crossencoder(tiny_encoder(tmp_path / "tower"), torch.float32, to_train=True)
     crossencoder.save(*untrained, encoder)
-    assert run("eval_language", given, "--models", base, base, "--encoder", str(encoder)) == 0
+    given += ["--models", base, base, "--thinking", base, "--encoder", str(encoder)]
+    assert run("eval_language", given) == 0
     report = json.loads((tmp_path / "out" / "metrics.json").read_text())
-    first, again, reads = report["models"]
+    first, again, thinks, reads = report["models"]
     assert {name: value for name, value in first.items() if "seconds" not in name} == {
         name: value for name, value in again.items() if name in first and "seconds" not in name
     }
     assert set(map(tuple, again["over_first"].values())) == {(0, 0, 0)}
+    assert thinks["model"] == f"{first['model']} thinking"
+    assert set(map(tuple, thinks["over_first"].values())) != {(0, 0, 0)}
     low, high = first["verify_roc_auc"][1:]
     assert low <= first["verify_roc_auc"][0] <= high
     assert "analyze_f1" not in reads
     assert "analyze_f1" not in reads["over_first"]
     table = capsys.readouterr().out.splitlines()
-    assert len(table) == 2 + 3
+    assert len(table) == 2 + 4
     assert all(line.count("|") == table[0].count("|") for line in table)
+
+
+@pytest.mark.parametrize("script", ["run_training", "run_dpo"])
+def test_a_model_that_thinks_is_scored_thinking(
+    run: Run,
+    flags: Callable[..., list[str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    script: str,
+) -> None:
+    thoughts: list[str] = []
+
+    async def spy(items: Any, model: Any) -> dict[str, float]:
+        thoughts.append(await model.think(items[0].messages))
+        return await score(items, model)
+
+    score = tasks.score
+    monkeypatch.setattr(tasks, "score", spy)
+    out = tmp_path / "out"
+    assert run(script, flags(script, epochs=1, think=True), "--output", str(out)) == 0
+    assert [row["analyze_usable"] for row in log(out)] == [1, 1]
+    assert all(re.fullmatch("<think>[^<]+</think>\n", one) for one in thoughts)
+    tuned = LocalModel(str(out / "best"), tmp_path / "cache", max_tokens=16, think=True)
+    item = tasks.kept(out / "held_out.jsonl", tasks._ITEM, list)[0]
+    assert asyncio.run(tuned.think(item.messages)) == thoughts[1]
+    if script == "run_dpo":
+        lines = (out / "pairs.jsonl").read_bytes().decode().split("\n")[:-1]
+        pairs = [pair for line in lines if (pair := json.loads(line)) is not None]
+        assert pairs
+        for pair in pairs:
+            assert pair["reply"].startswith("<think>")
+            assert pair["rejected"].startswith("<think>")
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

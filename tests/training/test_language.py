@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from agents.tasks import Question
 from clh.errors import InputError, ModelError
-from clh.llm import LocalModel, Message
+from clh.llm import LocalModel, Message, thinking
 from clh.models import model_id, resolve
 from clh.training import language
 from clh.training.language import Lora, SupervisedRecipe, fitting, said
@@ -50,15 +50,19 @@ def test_long_lessons_and_control_tokens_are_left_out(tiny: Path) -> None:
         fitting([short, long], tokenizer, 10)
 
 
-@pytest.mark.parametrize("text", TEXTS)
-def test_training_reads_the_tokens_that_inference_does(tiny: Path, text: str) -> None:
+@pytest.mark.parametrize("thought", ["", thinking("right knee means Pain in right knee", "")])
+@pytest.mark.parametrize("reply", ["yes", '{"terms": []}'])
+@pytest.mark.parametrize("text", [*TEXTS, "A note that says </think> and <think>."])
+def test_training_reads_the_tokens_that_inference_does(
+    tiny: Path, text: str, reply: str, thought: str
+) -> None:
     model = LocalModel(str(tiny), tiny)
-    one = lesson(text)
+    one = lesson(text, thought + reply)
     trained = model._tokenizer.apply_chat_template(
         [*one.messages, *said(one.reply)], return_dict=False
     )
     asked = model._encode(one.messages)
-    answered = model._encode_text(one.reply)
+    answered = [*model._encode_text(thought), *model._encode_text(reply)]
     assert trained[: len(asked) + len(answered)] == asked + answered
     assert model._decode(trained[len(asked) :]).strip() == one.reply
 
