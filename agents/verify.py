@@ -13,6 +13,7 @@ from typing import Any
 
 from agents.context import Context, Logistic, logit
 from agents.state import State, Trace, agent, conversation
+from clh.crossencoder import CrossEncoder
 from clh.llm import Message
 from clh.retrieval.lexical import Lexicon, expand
 from clh.schema import Candidate, Term, Verdict
@@ -42,7 +43,8 @@ def judge(
     verdicts = weigh(terms, candidates, context)
     if context.encoder is None or context.reading is None:
         return verdicts
-    return reconsider(verdicts, read(terms, candidates, context), context.reading)
+    said = read(terms, candidates, context.encoder, context.settings.verify.codes)
+    return reconsider(verdicts, said, context.reading)
 
 
 def consistent(term: Term, candidates: Sequence[Candidate]) -> list[Candidate]:
@@ -83,14 +85,15 @@ def likeliest(candidates: Sequence[Sequence[Candidate]], most: int) -> list[tupl
 
 
 def read(
-    terms: Sequence[Term], candidates: Sequence[Sequence[Candidate]], context: Context
+    terms: Sequence[Term],
+    candidates: Sequence[Sequence[Candidate]],
+    encoder: CrossEncoder,
+    most: int,
 ) -> dict[str, float]:
-    """What the cross-encoder says of the likeliest codes, in log-odds; none without one."""
-    if context.encoder is None:
-        return {}
-    chosen = likeliest(candidates, context.settings.verify.codes)
-    logits = context.encoder.logits([texts(terms[position], one) for position, one in chosen])
-    return {one.code: logit for (_, one), logit in zip(chosen, logits.tolist(), strict=True)}
+    """What the cross-encoder says of the likeliest codes, at most so many, in log-odds."""
+    chosen = likeliest(candidates, most)
+    logits = encoder.logits([texts(terms[position], one) for position, one in chosen])
+    return {one.code: odds for (_, one), odds in zip(chosen, logits.tolist(), strict=True)}
 
 
 def texts(term: Term, candidate: Candidate) -> tuple[str, str]:

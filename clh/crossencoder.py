@@ -29,7 +29,15 @@ class CrossEncoder:
         by_length = sorted(range(len(pairs)), key=lambda i: sum(map(len, pairs[i])))
         for start in range(0, len(pairs), self._batch):
             rows = by_length[start : start + self._batch]
-            read = tokens(self._tokenizer, [pairs[row] for row in rows], self._max_tokens)
+            firsts, seconds = zip(*(pairs[row] for row in rows), strict=True)
+            read = self._tokenizer(
+                [*firsts],
+                [*seconds],
+                padding=True,
+                truncation="only_first",
+                max_length=self._max_tokens,
+                return_tensors="pt",
+            ).to(self._model.device)
             with torch.inference_mode():
                 logits[rows] = self._model(**read).logits[:, 0].float().numpy(force=True)
         return logits
@@ -66,16 +74,3 @@ def open_crossencoder(
     if loaded["missing_keys"] and not to_train:
         raise ModelError(f"{folder} is no trained cross-encoder: name another in verify.encoder")
     return model, tokenizer
-
-
-def tokens(tokenizer: Any, pairs: Sequence[tuple[str, str]], max_tokens: int) -> Any:
-    """The pairs as the model reads them."""
-    firsts, seconds = zip(*pairs, strict=True)
-    return tokenizer(
-        list(firsts),
-        list(seconds),
-        padding=True,
-        truncation="only_first",
-        max_length=max_tokens,
-        return_tensors="pt",
-    )
