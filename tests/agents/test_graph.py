@@ -252,7 +252,7 @@ def collector() -> Iterator[tuple[str, list[str]]]:
             self.end_headers()
             self.wfile.write(b"{}")
 
-        do_GET = do_POST = do_PATCH = answer  # noqa: N815
+        do_GET = do_HEAD = do_POST = do_PATCH = answer  # noqa: N815
 
         def log_message(self, *_: Any) -> None:
             pass
@@ -297,3 +297,28 @@ def test_tracing_of_other_projects_sends_nothing(
     subprocess.run(command, cwd=ROOT, env={**os.environ, **tracing}, check=True, timeout=100)
     # The bare graph is traced as its server wishes, which shows that the trap works.
     assert bool(asked) is (way == "graph")
+
+
+REPORTED = """
+import sys
+if sys.argv[1] == "clh":
+    import clh
+from huggingface_hub.utils import _telemetry, send_telemetry
+send_telemetry("trl/SFTTrainer")  # as each of TRL's trainers does
+_telemetry._TELEMETRY_QUEUE.join()
+"""
+
+
+@pytest.mark.parametrize("who", ["clh", "another"])
+def test_libraries_do_not_report_their_use(collector: tuple[str, list[str]], who: str) -> None:
+    url, asked = collector
+    silenced = {"DO_NOT_TRACK", "DISABLE_TELEMETRY", "HF_HUB_DISABLE_TELEMETRY", "HF_HUB_OFFLINE"}
+    environment = {name: value for name, value in os.environ.items() if name not in silenced}
+    subprocess.run(
+        [sys.executable, "-c", REPORTED, who],
+        cwd=ROOT,
+        env={**environment, "HF_ENDPOINT": url},
+        check=True,
+        timeout=100,
+    )
+    assert bool(asked) is (who == "another")  # the other shows that the trap works
