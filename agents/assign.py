@@ -12,8 +12,10 @@ from typing import Any, NamedTuple
 
 from agents.context import Context, logit
 from agents.state import State, Trace, agent, conversation
+from clh.icd.resolve import resolve
+from clh.icd.rules import Claim, CodeBook, check
 from clh.icd.tabular import CodeSystem
-from clh.schema import AssignedCode, Candidate, RuleWarning, Span, Term, Verdict
+from clh.schema import AssignedCode, Candidate, Citation, Finding, Span, Term, Verdict
 
 _SYMPTOMS, _EXTERNAL_CAUSES, _FACTORS = "18", "20", "21"  # chapters of the Tabular List
 _HISTORY = {"historical": "personal history", "family": "family history"}
@@ -62,13 +64,14 @@ async def assign(state: State, context: Context, trace: Trace) -> dict[str, Any]
         decide = context.decision.probability
         probabilities = {code: decide(features(said)) for code, said in found.items()}
         supported = support(found, probabilities, terms, context, trace)
-    if settings.policy == "encounter":  # a mention stands, even if another says it in more detail
-        supported = most_specific(supported, system, trace)
     supported, warnings = complete(supported, system)
     supported.sort(key=lambda one: _rank(one, system))
     if settings.assign.source == "llm" and len(supported) > 1:
         first = await choose_first(supported, context, trace)
         supported.insert(0, supported.pop(first))
+    if settings.policy == "encounter":  # what is mentioned stands, and is no claim
+        supported, findings = obey(supported, context.book, trace)
+        warnings += findings
     codes = [
         AssignedCode(
             code=one.code,
@@ -82,6 +85,19 @@ async def assign(state: State, context: Context, trace: Trace) -> dict[str, Any]
         for sequence, one in enumerate(supported, start=1)
     ]
     return {"codes": codes, "warnings": warnings, "probabilities": probabilities}
+
+
+def obey(
+    supported: list[Supported], book: CodeBook, trace: Trace
+) -> tuple[list[Supported], list[Finding]]:
+    """The codes as the code book allows them, what that changed, and what is left to a coder."""
+    by_code = {one.code: one for one in supported}
+    support = {code: one.confidence for code, one in by_code.items()}
+    codes, changes = resolve(Claim(by_code, book), support)
+    for code in by_code.keys() - set(codes):
+        trace.drop(code, next(one.message for one in changes if code in one.codes))
+    left = check(Claim(codes, book))
+    return [by_code[code] for code in codes], [*changes, *left]
 
 
 def counts(term: Term, code: str, context: Context, trace: Trace) -> bool:
@@ -185,19 +201,6 @@ def gather(terms: list[Term], verdicts: list[Verdict]) -> list[Supported]:
     return list(codes.values())
 
 
-def most_specific(supported: list[Supported], system: CodeSystem, trace: Trace) -> list[Supported]:
-    """The codes less those that another of them says in more detail (guideline I.B.2)."""
-    codes = [one.code for one in supported]
-    kept = []
-    for one in supported:
-        detailed = next((code for code in codes if system.vaguer(one.code, than=code)), None)
-        if detailed is None:
-            kept.append(one)
-        else:
-            trace.drop(one.code, f"{detailed} is more specific")
-    return kept
-
-
 def completed(code: str, system: CodeSystem) -> str | None:
     """The code as it may be reported: with its 7th character, if it takes one.
 
@@ -215,7 +218,7 @@ def completed(code: str, system: CodeSystem) -> str | None:
 
 def complete(
     supported: list[Supported], system: CodeSystem
-) -> tuple[list[Supported], list[RuleWarning]]:
+) -> tuple[list[Supported], list[Finding]]:
     """The codes with their 7th characters, and a warning for each that is assumed."""
     warnings = []
     for one in supported:
@@ -226,10 +229,14 @@ def complete(
         character = one.code[-1]
         meaning = system[stem].seventh_characters[character]
         warnings.append(
-            RuleWarning(
+            Finding(
                 rule="seventh_character",
+                severity="warning",
                 codes=(one.code,),
                 message=f"7th character {character}, {meaning}, is assumed: check the encounter",
+                citation=Citation(place=stem, kind="seventh_characters", text=meaning),
+                suggestions=system.extensions(stem),
+                change=f"{stem} became {one.code}",
             )
         )
     return supported, warnings

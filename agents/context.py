@@ -13,6 +13,7 @@ from clh.audit import Audit, Record
 from clh.config import Settings
 from clh.crossencoder import CrossEncoder, load_crossencoder
 from clh.errors import ClhError, ModelError
+from clh.icd.rules import CodeBook, load_rules
 from clh.icd.tabular import CodeSystem, load_tabular
 from clh.llm import LanguageModel
 from clh.models import learned
@@ -60,7 +61,7 @@ class Context:
     """Everything a node may use; no node changes it."""
 
     settings: Settings
-    system: CodeSystem
+    book: CodeBook
     reader: Reader
     tower: Tower  # of queries
     index: CodeIndex
@@ -79,12 +80,13 @@ class Context:
         Raises ModelError where weights are missing or damaged, InputError where the audit database
         cannot be written.
         """
-        system = load_tabular()
+        book = load_rules()
+        system = book.system
         prior, verify = settings.locate.prior, settings.verify
         reads = verify.source == "encoder"
         return cls(
             settings=settings,
-            system=system,
+            book=book,
             reader=Reader(),
             tower=load_tower(settings.towers.query, settings),
             index=index,
@@ -96,6 +98,11 @@ class Context:
             llm=_load_llm(settings),
             audit=Audit(settings.data_dir / "audit.sqlite", settings.audit.store_text),
         )
+
+    @property
+    def system(self) -> CodeSystem:
+        """The release."""
+        return self.book.system
 
     @property
     def models(self) -> dict[Agent, str]:

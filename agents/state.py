@@ -22,8 +22,8 @@ from clh.schema import (
     AssignedCode,
     Candidate,
     CodedNote,
+    Finding,
     Note,
-    RuleWarning,
     Term,
     Verdict,
 )
@@ -44,7 +44,7 @@ class State(Input, total=False):
     verdicts: list[Verdict]
     probabilities: dict[str, float]  # of codes, as assign decides by
     codes: list[AssignedCode]
-    warnings: list[RuleWarning]
+    warnings: list[Finding]
     errors: Annotated[list[AgentError], operator.add]
     timings: Annotated[dict[Agent, float], operator.or_]
     coded_note: CodedNote

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
     from agents.context import Context
     from clh.config import Settings
-    from clh.schema import CodedNote, Note
+    from clh.icd.resolve import Proposal
+    from clh.icd.rules import Claim
+    from clh.schema import CodedNote, Finding, Note
 
 app = typer.Typer(
     help="Code Like Humans: ICD-10-CM codes with verbatim evidence, on your own machine.",
@@ -97,6 +99,46 @@ def search(
     for found in shown:
         table.add_row(found.code, f"{found.score:.2f}", found.title, found.matched)
     _console().print(table)
+
+
+@app.command(epilog="Example: [bold]clh check I10 N18.6 --setting inpatient --fix[/bold]")
+def check(
+    codes: Annotated[
+        list[str],
+        typer.Argument(help="Codes in order of reporting, or a file of them, or - for input."),
+    ],
+    setting: Annotated[
+        Literal["inpatient", "outpatient"] | None, typer.Option(help="Where the patient was seen.")
+    ] = None,
+    age: Annotated[int | None, typer.Option(min=0, help="The patient's age in years.")] = None,
+    sex: Annotated[
+        Literal["female", "male"] | None, typer.Option(help="The patient's sex.")
+    ] = None,
+    fix: Annotated[bool, typer.Option("--fix", help="Propose a set that breaks fewer.")] = False,
+    format: Annotated[
+        Literal["table", "json"], typer.Option(help="Lines to read, or JSON.")
+    ] = "table",
+) -> None:
+    """Check any codes against the code book's rules; no note and no model is needed."""
+    from clh.icd.resolve import resolve
+    from clh.icd.rules import Claim, Encounter, load_rules
+    from clh.icd.rules import check as findings_of
+
+    given = _codes(codes)
+    encounter = Encounter(setting=setting, age=age, sex=sex)
+    claim = Claim(given, load_rules(), encounter)
+    findings = findings_of(claim)
+    proposal = resolve(claim) if fix else None
+    if format == "json":
+        print(_dump({"codes": claim.codes, "findings": findings, "proposal": proposal}))
+        return
+    console = _console(markup=True)
+    for finding in findings:
+        _print_finding(finding, console)
+    if not findings:
+        console.print("No rule of the code book is broken.")
+    if proposal is not None:
+        _print_proposal(claim, proposal, console)
 
 
 @app.command(epilog="Example: [bold]clh lookup e119[/bold]")
@@ -230,6 +272,20 @@ _NOTES: dict[Any, str] = {
 }
 
 
+def _codes(given: list[str]) -> list[str]:
+    """The codes that the user names, or that a file or standard input lists."""
+    if given == ["-"]:
+        text = sys.stdin.read()
+    elif len(given) == 1 and Path(given[0]).is_file():
+        text = Path(given[0]).read_text(encoding="utf-8", errors="replace")
+    else:
+        text = " ".join(given)
+    codes = text.replace(",", " ").replace(";", " ").split()
+    if not codes:
+        raise InputError("there is no code to check")
+    return codes
+
+
 def _given(note: str | None, settings: "Settings") -> "Note":
     """The note that the user names, pipes in or types."""
     from clh.notes import decode_note, read_note
@@ -325,6 +381,32 @@ def _print_coded(note: "Note", coded: "CodedNote") -> None:
         f"run {coded.run_id[:8]} (clh audit show {coded.run_id[:8]})",
         style="dim",
     )
+
+
+def _print_finding(finding: "Finding", console: "Console") -> None:
+    from rich.markup import escape
+
+    color = {"error": "red", "warning": "yellow", "reminder": "dim"}[finding.severity]
+    cited = finding.citation
+    console.print(f"[{color}]{finding.severity}[/] {finding.rule}: {escape(finding.message)}")
+    console.print(f"  [dim]{escape(f'{cited.place}, {cited.kind}: {cited.text}')}[/]")
+    if finding.suggestions:
+        console.print(f"  [dim]instead:[/] {', '.join(finding.suggestions)}")
+
+
+def _print_proposal(claim: "Claim", proposal: "Proposal", console: "Console") -> None:
+    from difflib import ndiff
+
+    console.print()
+    if not proposal.changes:
+        console.print("Nothing can be mended without the note.")
+        return
+    colors = {"-": "red", "+": "green", " ": "default"}
+    for line in ndiff(claim.codes, proposal.codes):
+        if line[0] in colors:
+            console.print(line, style=colors[line[0]], markup=False)
+    for change in proposal.changes:
+        console.print(f"{change.change}: {change.message}", style="dim", markup=False)
 
 
 @contextmanager

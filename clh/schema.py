@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Status = Literal["affirmed", "negated", "historical", "family", "uncertain"]
 Policy = Literal["encounter", "mention"]
+Severity = Literal["error", "warning", "reminder"]
 Agent = Literal["analyze", "locate", "verify", "assign"]
 AGENTS: tuple[Agent, ...] = ("analyze", "locate", "verify", "assign")
 
@@ -103,12 +104,24 @@ class AssignedCode(Shape):
     flags: tuple[str, ...] = ()
 
 
-class RuleWarning(Shape):
-    """A rule of the code book that a human coder should look at."""
+class Citation(Shape):
+    """What a rule rests on: a line of the Tabular List, or a section of the Official Guidelines."""
+
+    place: str = Field(description="code, block or chapter; or section, such as I.C.9.a.1")
+    kind: str = Field(description="kind of note, title, guideline, or the list of another source")
+    text: str = Field(description="the line in the book's words, or what the section says in ours")
+
+
+class Finding(Shape):
+    """What a rule of the code book says of codes: a human coder should look at it."""
 
     rule: str
+    severity: Severity = Field(description="error: no payer takes it; warning: likely wrong")
     codes: tuple[str, ...]
     message: str
+    citation: Citation
+    suggestions: tuple[str, ...] = Field(default=(), description="codes to choose from instead")
+    change: str = Field(default="", description="what was done about it; empty: nothing was")
 
 
 class AgentError(Shape):
@@ -126,7 +139,7 @@ class CodedNote(Shape):
     icd_release: str
     policy: Policy
     codes: tuple[AssignedCode, ...] = ()
-    warnings: tuple[RuleWarning, ...] = ()
+    warnings: tuple[Finding, ...] = ()
     errors: tuple[AgentError, ...] = ()
     models: dict[Agent, str]
     timings: dict[Agent, float] = Field(description="seconds spent in each agent")

@@ -12,7 +12,7 @@ from hypothesis import settings as hypothesis_settings
 
 from clh.config import Settings
 from clh.llm import LanguageModel
-from tests.fakes import ToyTower, toy_system
+from tests.fakes import ToyTower, toy_guidelines, toy_system
 
 if TYPE_CHECKING:
     from agents.context import Context
@@ -62,13 +62,14 @@ def make_context(data_dir: Path, llm: LanguageModel | None = None, **flags: Any)
     settings."""
     from agents.context import Context, Logistic
     from clh.audit import Audit
+    from clh.icd.rules import CodeBook
 
     settings = Settings.load(data_dir=data_dir, **flags)
     system, index = toy_system(), _toy_index(settings.locate.coarse_dim)
     weights = {"similarity": 6.0, "matched_in_quote": 3.0, "first": 1.0}
     return Context(
         settings=settings,
-        system=system,
+        book=CodeBook(system, toy_guidelines()),
         reader=_reader(),
         tower=ToyTower(),
         index=index,

@@ -2,8 +2,10 @@
 
 import hashlib
 import re
+import tomllib
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -182,6 +184,12 @@ def toy_system() -> CodeSystem:
         if len(code) == len("S83.411") and code.startswith("S"):
             entries += [entry(code + end, f"{title}, {said}") for end, said in _ENCOUNTERS.items()]
     return CodeSystem("toy", entries)
+
+
+def toy_guidelines() -> dict[str, Any]:
+    """The guidelines less what they say of codes, which a toy system lacks."""
+    said = tomllib.loads((files("clh.icd") / "guidelines.toml").read_text("utf-8"))
+    return {rule: every if rule == "sections" else [] for rule, every in said.items()}
 
 
 def tiny_encoder(folder: Path) -> Path:

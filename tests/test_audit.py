@@ -12,11 +12,18 @@ import pytest
 
 from clh.audit import Audit, Exchange
 from clh.errors import InputError
-from clh.schema import AgentError, AssignedCode, CodedNote, Note, RuleWarning, Term
+from clh.schema import AgentError, AssignedCode, Citation, CodedNote, Finding, Note, Term
 
 NOTE = Note(
     id="Kowalczyk-visit",
     text="Mrs. Kowalczyk reports throbbing podagra since Tuesday; zebrafish bite excluded.",
+)
+FINDING = Finding(
+    rule="code_first",
+    severity="error",
+    codes=("M10.9",),
+    message="see the book",
+    citation=Citation(place="M10", kind="code_first", text="the book"),
 )
 QUOTE = NOTE.span(26, 43)
 TERM = Term(
@@ -40,7 +47,7 @@ def coded(run_id: str, note: Note = NOTE) -> CodedNote:
                 rationale="by similarity",
             ),
         ),
-        warnings=(RuleWarning(rule="code_first", codes=("M10.9",), message="see the book"),),
+        warnings=(FINDING,),
         models={"analyze": "toy@1"},
         timings={"analyze": 0.1},
     )

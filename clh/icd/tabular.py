@@ -124,9 +124,20 @@ class CodeSystem(Mapping[str, Entry]):
             code = ".".join(filter(None, spelling.groups()))
             if code in self:
                 return code
-        near = self._near(text)
+        near = self.nearest(text)
         hint = f"; nearest: {', '.join(near)}" if near else ""
         raise InputError(f"{text.strip()!r} is not in ICD-10-CM {self.release}{hint}")
+
+    def nearest(self, text: str) -> list[str]:
+        """Up to three codes that `text` may have meant."""
+        letters = re.sub(r"[^0-9A-Z]", "", text.upper())
+        prefixes = (f"{letters[:3]}.{letters[3:end]}".rstrip(".") for end in range(7, 2, -1))
+        longest = next((prefix for prefix in prefixes if prefix in self), None)
+        if longest is None:
+            options = [code for code in self if self.parent(code) is None]
+        else:
+            options = [longest, *self.children(longest)]
+        return difflib.get_close_matches(f"{letters[:3]}.{letters[3:]}".rstrip("."), options)
 
     def parent(self, code: str) -> str | None:
         """The code or category right above; None above a category."""
@@ -174,13 +185,18 @@ class CodeSystem(Mapping[str, Entry]):
         parent = self.parent(code)
         return parent if parent is not None and self._is_extension(code) else code
 
+    def extensions(self, code: str) -> tuple[str, ...]:
+        """The codes right below that add only a 7th character."""
+        children = self.children(code)
+        return children if children and self._is_extension(children[0]) else ()
+
     def complete(self, stem: str, character: str) -> str:
         """The stem with its 7th character, and placeholders X between: T07 and A give T07.XXXA.
 
         Raises InputError when the release has no such code.
         """
         code = _extended(stem, character.upper())
-        extensions = [child for child in self.children(stem) if self._is_extension(child)]
+        extensions = self.extensions(stem)
         if code not in extensions:
             characters = ", ".join(extension[-1] for extension in extensions) or "none"
             raise InputError(f"{stem} takes no 7th character {character!r}; it takes: {characters}")
@@ -194,8 +210,7 @@ class CodeSystem(Mapping[str, Entry]):
         the mention leaves out: "Heart failure, unspecified", "... without complications". None when
         the book offers no such code.
         """
-        children = self.children(code)
-        if not children or self._is_extension(children[0]):
+        if self.billable(code) or self.extensions(code):
             return code
         default = self._named_nos(code) or self._residual_child(code)
         return None if default is None else self.unspecified(default)
@@ -224,17 +239,6 @@ class CodeSystem(Mapping[str, Entry]):
             and parent is not None
             and bool(self[parent].seventh_characters)
         )
-
-    def _near(self, text: str) -> list[str]:
-        """Up to three codes that `text` may have meant."""
-        letters = re.sub(r"[^0-9A-Z]", "", text.upper())
-        prefixes = (f"{letters[:3]}.{letters[3:end]}".rstrip(".") for end in range(7, 2, -1))
-        longest = next((prefix for prefix in prefixes if prefix in self), None)
-        if longest is None:
-            options = [code for code in self if self.parent(code) is None]
-        else:
-            options = [longest, *self.children(longest)]
-        return difflib.get_close_matches(f"{letters[:3]}.{letters[3:]}".rstrip("."), options)
 
     def _named_nos(self, code: str) -> str | None:
         """The descendant with the inclusion term "<title> NOS"."""

@@ -107,9 +107,9 @@ async def test_a_history_gets_its_history_code_though_the_disease_lay_closer(
 @pytest.mark.parametrize(
     ("given", "kept", "why"),
     [
-        (["E11.9", "E11.65"], ["E11.65"], "E11.9: E11.65 is more specific"),
-        (["I50.9", "I50.22"], ["I50.22"], "I50.9: I50.22 is more specific"),
-        (["M25.569", "M25.562"], ["M25.562"], "M25.569: M25.562 is more specific"),
+        (["E11.9", "E11.65"], ["E11.65"], "E11.9: E11.65 says more than E11.9"),
+        (["I50.9", "I50.22"], ["I50.22"], "I50.9: I50.22 says more than I50.9"),
+        (["M25.569", "M25.562"], ["M25.562"], "M25.569: M25.562 says more than M25.569"),
         (["M25.561", "M25.562"], ["M25.561", "M25.562"], None),  # both knees
         (["I50.21", "I50.22"], ["I50.21", "I50.22"], None),
         (["I50.9", "I10"], ["I50.9", "I10"], None),

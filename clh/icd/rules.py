@@ -1,0 +1,533 @@
+"""What the code book demands of a set of codes.
+
+Most rules are the release's own: its notes, titles and tree. What only the Official Guidelines say
+is in guidelines.toml, each rule with its section. A check is a pure function of a claim, which is
+codes in the order of reporting and what is known of the encounter; it yields findings, each with
+what it rests on.
+"""
+
+import re
+import tomllib
+from bisect import bisect_left
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from itertools import combinations
+from typing import Any, Literal, NamedTuple, get_args
+
+from clh.icd.references import Reading, read
+from clh.icd.tabular import CodeSystem, NoteKind, Notes, load_tabular
+from clh.schema import Citation, Finding, Severity
+
+Setting = Literal["inpatient", "outpatient"]
+Sex = Literal["female", "male"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Encounter:
+    """What rules need to know beside codes. Where it is None, what rests on it is not checked."""
+
+    setting: Setting | None = None
+    age: int | None = None  # years
+    sex: Sex | None = None
+    uncertain: frozenset[str] = frozenset()  # codes of what is only suspected, possible, probable
+
+
+class Interval(NamedTuple):
+    """Codes by their positions in tabular order, and what is found in each, written without dot."""
+
+    start: int
+    end: int
+    characters: re.Pattern[str] | None
+
+
+class Note(NamedTuple):
+    """A note of the Tabular List, read; `unread` is what of it was not understood."""
+
+    citation: Citation
+    intervals: tuple[Interval, ...]
+    unread: str
+
+
+class Guideline(NamedTuple):
+    """A rule of guidelines.toml; what its groups of codes are to each other, the check says."""
+
+    groups: tuple[tuple[Interval, ...], ...]
+    instead: tuple[str, ...]
+    citation: Citation
+
+
+READ: tuple[NoteKind, ...] = (
+    "includes",
+    "excludes1",
+    "excludes2",
+    "code_first",
+    "use_additional_code",
+    "code_also",
+)
+
+
+class CodeBook:
+    """The code system with its notes read, and what the guidelines add."""
+
+    def __init__(self, system: CodeSystem, guidelines: Mapping[str, Any]) -> None:
+        """Read every note once; `guidelines` are those of guidelines.toml.
+
+        Raises ValueError where the guidelines name codes that the system lacks.
+        """
+        self.system = system
+        self._start = {code: position for position, code in enumerate(system)}
+        self._end: dict[str, int] = {}
+        headings: dict[str, Notes] = {}
+        for code, entry in system.items():
+            for above in (code, *system.ancestors(code)):
+                self._end[above] = self._start[code] + 1  # what is below comes right after
+            headings[entry.block.name] = entry.block
+            headings[f"Chapter {entry.chapter.name}"] = entry.chapter
+        self._notes = {
+            place: {
+                kind: tuple(self._read(place, kind, text) for text in getattr(notes, kind))
+                for kind in READ
+                if getattr(notes, kind)
+            }
+            for place, notes in [*system.items(), *headings.items()]
+        }
+        self._sections = guidelines["sections"]
+        self.guidelines = {
+            rule: [self._guideline(one) for one in said]
+            for rule, said in guidelines.items()
+            if rule != "sections"
+        }
+
+    def places(self, code: str, kind: NoteKind) -> Iterator[tuple[str, tuple[Note, ...]]]:
+        """The notes of one kind that apply to the code, place by place, its own first."""
+        entry = self.system[code]
+        block, chapter = entry.block.name, f"Chapter {entry.chapter.name}"
+        for place in (code, *self.system.ancestors(code), block, chapter):
+            if notes := self._notes[place].get(kind):
+                yield place, notes
+
+    def notes(self, code: str, kind: NoteKind) -> Iterator[Note]:
+        """The same, note by note."""
+        return (note for _, notes in self.places(code, kind) for note in notes)
+
+    def all_notes(self) -> Iterator[Note]:
+        """Every note of the release, at every place where it stands."""
+        return (
+            note for kinds in self._notes.values() for notes in kinds.values() for note in notes
+        )
+
+    def position(self, code: str) -> int:
+        """The code's place in tabular order."""
+        return self._start[code]
+
+    def section(self, name: str) -> Citation:
+        """A section of the guidelines that a check rests on."""
+        return Citation(place=name, kind="guideline", text=self._sections[name])
+
+    def intervals(self, reading: Reading) -> tuple[Interval, ...]:
+        """The codes that a note, or another text in its notation, names."""
+        return tuple(
+            Interval(self._start[one.first], self._end[one.last], one.characters)
+            for one in reading.references
+        )
+
+    def _read(self, place: str, kind: NoteKind, text: str) -> Note:
+        reading = read(text, self.system)
+        citation = Citation(place=place, kind=kind, text=text)
+        return Note(citation, self.intervals(reading), reading.unread)
+
+    def _guideline(self, said: Mapping[str, Any]) -> Guideline:
+        groups = tuple(self.intervals(read(text, self.system)) for text in said["codes"])
+        if not all(groups):
+            raise ValueError(f"guidelines.toml, {said['section']}: the codes cannot be read")
+        citation = Citation(place=said["section"], kind="guideline", text=said["says"])
+        return Guideline(groups, tuple(said.get("instead", ())), citation)
+
+
+@cache
+def load_rules() -> CodeBook:
+    """The rules of the release of April 2026."""
+    guidelines = (files("clh.icd") / "guidelines.toml").read_text("utf-8")
+    return CodeBook(load_tabular(), tomllib.loads(guidelines))
+
+
+class Claim:
+    """Codes of one encounter as they are to be reported, the principal or first-listed one first.
+
+    `known` are those of the release, `unknown` the others, each as it was spelled.
+    """
+
+    def __init__(
+        self, codes: Iterable[str], book: CodeBook, encounter: Encounter = Encounter()
+    ) -> None:
+        """Codes in any spelling."""
+        self.book, self.encounter = book, encounter
+        self.codes = [_spelled(code) for code in codes]
+        self.known = [code for code in self.codes if code in book.system]
+        self._placed = sorted({(book.position(code), code) for code in self.known})
+        self._place = {code: place for place, code in reversed(list(enumerate(self.codes)))}
+
+    def named(self, intervals: Iterable[Interval]) -> list[str]:
+        """The claim's codes among those."""
+        found = []
+        for start, end, characters in intervals:
+            place = bisect_left(self._placed, (start, ""))
+            while place < len(self._placed) and self._placed[place][0] < end:
+                code = self._placed[place][1]
+                if characters is None or characters.search(code.replace(".", "")):
+                    found.append(code)
+                place += 1
+        return found
+
+    def place(self, code: str) -> int:
+        """Where the code comes first, from 0."""
+        return self._place[code]
+
+
+Check = Callable[[Claim], Iterator[Finding]]
+
+
+def check(claim: Claim) -> list[Finding]:
+    """All findings, those that forbid the claim first."""
+    found = [finding for rule in CHECKS for finding in rule(claim)]
+    return sorted(found, key=lambda one: get_args(Severity).index(one.severity))
+
+
+def existing(claim: Claim) -> Iterator[Finding]:
+    """Codes that the release does not have, with what they may have meant."""
+    system = claim.book.system
+    for code in dict.fromkeys(claim.codes):
+        if code in system:
+            continue
+        ends = range(len(code) - 1, 2, -1)
+        stem = next((code[:end] for end in ends if code[:end] in system), None)
+        sevenths = system.extensions(stem) if stem else ()
+        if sevenths:
+            says = f"{code} is no code: {stem} takes its 7th character in the 7th place, after X"
+            meant = [one for one in sevenths if one[-1] == code[-1]] or sevenths
+            yield _finding(
+                "seventh_character", "error", [code], says, claim.book.section("I.A.5"), meant
+            )
+        elif stem and system.billable(stem):
+            says = f"{code} is no code: {stem} is complete"
+            yield _finding("unknown", "error", [code], says, claim.book.section("I.B.2"), [stem])
+        else:
+            says = f"{code} is not in ICD-10-CM {system.release}"
+            near = system.nearest(code)
+            yield _finding("unknown", "error", [code], says, claim.book.section("I.A.2"), near)
+
+
+def complete(claim: Claim) -> Iterator[Finding]:
+    """Codes that are not billable, with those below them."""
+    system = claim.book.system
+    for code in dict.fromkeys(claim.known):
+        if system.billable(code):
+            continue
+        if below := system.extensions(code):
+            says = f"{code} lacks its 7th character"
+            yield _finding(
+                "seventh_character", "error", [code], says, claim.book.section("I.A.5"), below
+            )
+        else:
+            says = f"{code} is not billable: a code below it is"
+            below = system.children(code)
+            yield _finding(
+                "not_billable", "error", [code], says, claim.book.section("I.B.2"), below
+            )
+
+
+def once(claim: Claim) -> Iterator[Finding]:
+    """Codes that come twice."""
+    for code, count in Counter(claim.codes).items():
+        if count > 1:
+            says = f"{code} comes {count} times: a code is reported once"
+            yield _finding("duplicate", "error", [code], says, claim.book.section("I.B.12"))
+
+
+def specific(claim: Claim) -> Iterator[Finding]:
+    """Codes that others of the claim say in more detail."""
+    system = claim.book.system
+    for code, other in _pairs_of_a_category(claim):
+        for vague, detailed in ((code, other), (other, code)):
+            if system.vaguer(vague, than=detailed):
+                says = f"{detailed} says more than {vague}"
+                yield _finding(
+                    "less_specific", "warning", [vague, detailed], says, claim.book.section("I.B.2")
+                )
+
+
+def sides(claim: Claim) -> Iterator[Finding]:
+    """Right and left where one code says both, and an unspecified side beside a specified one."""
+    system = claim.book.system
+    for code, other in _pairs_of_a_category(claim):
+        first, second = _side(system[code].title), _side(system[other].title)
+        if first is None or second is None or first.said == second.said:
+            continue
+        if first.rest == second.rest and {first.said, second.said} == {"right", "left"}:
+            both = _bilateral(code, first.rest, system)
+            if both is not None:
+                says = f"{both} says what {code} and {other} say"
+                cited = claim.book.section("I.B.13")
+                yield _finding("laterality", "warning", [code, other], says, cited, [both])
+        elif first.rest <= second.rest or second.rest <= first.rest:
+            says = f"{code} and {other} differ in their side only"
+            if {"right", "left"} != {first.said, second.said}:
+                yield _finding(
+                    "laterality", "warning", [code, other], says, claim.book.section("I.B.13")
+                )
+
+
+def excludes1(claim: Claim) -> Iterator[Finding]:
+    """Codes of which a note says that the other is not coded here."""
+    seen = set()
+    for code in dict.fromkeys(claim.known):
+        for note in claim.book.notes(code, "excludes1"):
+            excluded = claim.named(note.intervals)
+            if code in excluded:  # the note is about another part of what it stands at
+                continue
+            for other in excluded:
+                if frozenset((code, other)) not in seen:
+                    seen.add(frozenset((code, other)))
+                    says = f"{code} excludes {other}, unless the two conditions are unrelated"
+                    yield _finding("excludes1", "error", [code, other], says, note.citation)
+
+
+def etiology(claim: Claim) -> Iterator[Finding]:
+    """Manifestations without, or before, the disease that is to be coded first.
+
+    Of a list that only gives examples ("such as"), or that a block or chapter gives, nothing
+    follows but that the code is not the first.
+    """
+    system = claim.book.system
+    for code in dict.fromkeys(claim.known):
+        adverse = system[code].title.startswith("Adverse effect")
+        for place, notes in claim.book.places(code, "code_first"):
+            if any("adverse effect" in note.citation.text for note in notes) and not adverse:
+                continue
+            texts = [note.citation.text for note in notes]
+            closed = place in system and not any("such as" in text for text in texts)
+            others = [
+                (one, note)
+                for note in notes
+                for one in claim.named(note.intervals)
+                if one != code and not _asks_first(one, code, claim.book)
+            ]
+            later = claim.place(code) == 0 or closed
+            if others and all(claim.place(one) > claim.place(code) for one, _ in others):
+                other, note = others[0]
+                if later:
+                    says = f"{other} comes before {code}"
+                    yield _finding("code_first", "error", [code, other], says, note.citation)
+            elif not others and _manifestation(code, notes[0], system):
+                if claim.place(code) == 0:
+                    says = f"{code} never comes first: the underlying condition does"
+                    yield _finding("code_first", "error", [code], says, notes[0].citation)
+                elif closed and all(note.intervals for note in notes):
+                    says = f"{code} lacks the underlying condition before it"
+                    yield _finding("code_first", "warning", [code], says, notes[0].citation)
+
+
+def additional(claim: Claim) -> Iterator[Finding]:
+    """Codes that ask for another, which is not there."""
+    for code in dict.fromkeys(claim.known):
+        for place, notes in claim.book.places(code, "use_additional_code"):
+            for note in notes if place in claim.book.system else ():
+                text = note.citation.text
+                asks = text.startswith(("code", "external cause code")) and note.intervals
+                if asks and not _OPTIONAL.search(text) and not claim.named(note.intervals):
+                    says = f"{code} asks for an additional code"
+                    yield _finding("use_additional_code", "reminder", [code], says, note.citation)
+
+
+def signs(claim: Claim) -> Iterator[Finding]:
+    """Signs and symptoms beside the disease that they are part of."""
+    for (signs, diseases), _, cited in claim.book.guidelines["sign"]:
+        disease = claim.named(diseases)
+        for sign in claim.named(signs) if disease else ():
+            says = f"{sign} is part of {disease[0]}"
+            yield _finding("integral_sign", "warning", [sign, disease[0]], says, cited)
+
+
+def combined(claim: Claim) -> Iterator[Finding]:
+    """Conditions that are coded as related, or in one code."""
+    for groups, instead, cited in claim.book.guidelines["combination"]:
+        found = [claim.named(group) for group in groups]
+        if all(found):
+            codes = [one[0] for one in found]
+            says = f"{' and '.join(codes)} are coded together"
+            alike = [one for one in instead if one[:3] == codes[0][:3]] or instead
+            yield _finding("combination", "warning", codes, says, cited, alike)
+
+
+def order(claim: Claim) -> Iterator[Finding]:
+    """Codes that may not come first, and those that may only come first."""
+    if not claim.codes or claim.codes[0] not in claim.known:
+        return
+    system, first = claim.book.system, claim.codes[0]
+    for (group,), _, cited in claim.book.guidelines["later"]:
+        if first in claim.named(group):
+            yield _finding("first_listed", "error", [first], f"{first} never comes first", cited)
+    if _chapter(first, system) == _FACTORS and "history of" in system[first].title.lower():
+        cited = claim.book.section("I.C.21.c.4")
+        yield _finding("first_listed", "error", [first], f"{first} never comes first", cited)
+    for (group,), _, cited in claim.book.guidelines["first"]:
+        for code in claim.named(group):
+            if code != first and first not in claim.named(group):
+                says = f"{code} comes first, or is not reported"
+                yield _finding("first_listed", "warning", [code], says, cited)
+    pregnancy = next((one for one in claim.known if _chapter(one, system) == _PREGNANCY), first)
+    if _chapter(first, system) != _chapter(pregnancy, system):
+        says = f"{pregnancy} comes before codes of other chapters"
+        cited = claim.book.section("I.C.15.a.1")
+        yield _finding("first_listed", "error", [first, pregnancy], says, cited)
+
+
+def patient(claim: Claim) -> Iterator[Finding]:
+    """Codes of the other sex, and of mother and newborn on one record."""
+    system, sex = claim.book.system, claim.encounter.sex
+    of_chapter = {_chapter(code, system): code for code in reversed(claim.known)}
+    for code in dict.fromkeys(claim.known):
+        title = system[code].title
+        said = re.search(r"\b(?:fe)?male\b", title.lower())
+        of = "female" if _chapter(code, system) == _PREGNANCY else said[0] if said else None
+        if sex and of and of != sex:
+            cited = Citation(place=code, kind="title", text=title)
+            yield _finding("sex", "error", [code], f"{code} is for a {of} patient", cited)
+    if {_PREGNANCY, _PERINATAL} <= of_chapter.keys():
+        mother, child = of_chapter[_PREGNANCY], of_chapter[_PERINATAL]
+        says = f"{mother} is for the mother's record, {child} for the newborn's"
+        yield _finding(
+            "mother_and_newborn", "error", [mother, child], says, claim.book.section("I.C.16.a.1")
+        )
+
+
+def certain(claim: Claim) -> Iterator[Finding]:
+    """Codes of uncertain diagnoses where the setting does not report them."""
+    uncertain = dict.fromkeys(code for code in claim.known if code in claim.encounter.uncertain)
+    if claim.encounter.setting == "outpatient":
+        for code in uncertain:
+            says = f"{code} is uncertain: an outpatient claim has what is known"
+            yield _finding("uncertain", "error", [code], says, claim.book.section("IV.H"))
+        return
+    for (group,), _, cited in claim.book.guidelines["confirmed"]:
+        for code in claim.named(group):
+            if code in uncertain:
+                says = f"{code} is uncertain: it is coded once confirmed"
+                yield _finding("uncertain", "error", [code], says, cited)
+
+
+CHECKS: tuple[Check, ...] = (
+    existing,
+    complete,
+    once,
+    specific,
+    sides,
+    excludes1,
+    etiology,
+    additional,
+    signs,
+    combined,
+    order,
+    patient,
+    certain,
+)
+
+_PREGNANCY, _PERINATAL, _FACTORS = "15", "16", "21"  # chapters
+
+# Words by which a note leaves it to the record whether there is anything to add.
+_OPTIONAL = re.compile(r"\b(?:if|any|when)\b")
+
+
+def _asks_first(code: str, other: str, book: CodeBook) -> bool:
+    """Whether a note at `code` wants `other` first; of two that want each other none is first."""
+    alone = Claim([other], book)
+    return any(alone.named(note.intervals) for note in book.notes(code, "code_first"))
+
+
+def _manifestation(code: str, note: Note, system: CodeSystem) -> bool:
+    """Whether a code is only said of something that lies under it.
+
+    So says a title "… classified elsewhere"; or a note that asks for what underlies, or stands at a
+    title "… in …", unless it leaves open whether there is anything. All 422 codes that the Medicare
+    Code Editor calls manifestations are found so.
+    """
+    text, place = note.citation.text, note.citation.place
+    title = system[code].title
+    if "classified elsewhere" in title:
+        return True
+    asks = text.startswith(("underlying", "the underlying")) or " in " in title
+    return asks and place in system and not _OPTIONAL.search(text)
+
+
+class _Side(NamedTuple):
+    said: str
+    rest: frozenset[str]
+
+
+def _side(title: str) -> _Side | None:
+    """The side that a title says, and its other words."""
+    words = re.findall(r"[a-z]+", title.lower())
+    said = next((word for word in words if word in _SIDES), None)
+    return None if said is None else _Side(_SIDES[said], frozenset(words) - _SIDE_WORDS)
+
+
+_SIDES = {
+    "right": "right",
+    "left": "left",
+    "bilateral": "both",
+    "both": "both",
+    "unspecified": "none",
+}
+_SIDE_WORDS = frozenset({*_SIDES, "unilateral", "of"})
+
+
+def _bilateral(code: str, rest: frozenset[str], system: CodeSystem) -> str | None:
+    """The code near by that says of both sides what `code` says of one."""
+    stem = system.stem(code)
+    parent = system.parent(stem)
+    above = system.parent(parent) if parent else None
+    near = [*system.children(parent or stem), *(system.children(above) if above else ())]
+    for other in near:
+        side = _side(system[other].title)
+        if side is not None and side.said == "both" and side.rest <= rest:
+            return other
+    return None
+
+
+def _pairs_of_a_category(claim: Claim) -> Iterator[tuple[str, str]]:
+    categories: defaultdict[str, list[str]] = defaultdict(list)
+    for code in dict.fromkeys(claim.known):
+        categories[code[:3]].append(code)
+    for codes in categories.values():
+        yield from combinations(codes, 2)
+
+
+def _spelled(text: str) -> str:
+    """A code as the book prints it: capitals, and a dot after the third."""
+    letters = re.sub(r"[^0-9A-Z]", "", text.upper())
+    return f"{letters[:3]}.{letters[3:]}".rstrip(".")
+
+
+def _chapter(code: str, system: CodeSystem) -> str:
+    return system[code].chapter.name
+
+
+def _finding(
+    rule: str,
+    severity: Severity,
+    codes: Sequence[str],
+    message: str,
+    citation: Citation,
+    suggestions: Iterable[str] = (),
+) -> Finding:
+    return Finding(
+        rule=rule,
+        severity=severity,
+        codes=tuple(codes),
+        message=message,
+        citation=citation,
+        suggestions=tuple(suggestions),
+    )
