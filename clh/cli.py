@@ -6,6 +6,7 @@ import logging
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -48,7 +49,8 @@ def code(
         str | None, typer.Argument(help="A text file, or - for standard input; none: type it in.")
     ] = None,
     format: Annotated[
-        Literal["table", "json"], typer.Option(help="A table to read, or JSON (see clh schema).")
+        Literal["table", "json", "fhir"],
+        typer.Option(help="A table to read, JSON (see clh schema), or a FHIR R4 bundle."),
     ] = "table",
     policy: Annotated[
         Literal["encounter", "mention"] | None,
@@ -66,6 +68,10 @@ def code(
         coded = asyncio.run(run(given, context, lambda step: show(f"{step} done")))
     if format == "json":
         print(coded.model_dump_json())
+    elif format == "fhir":
+        from clh.fhir import bundle
+
+        print(_dump(bundle(coded, datetime.now(UTC))))
     else:
         _print_coded(given, coded)
     for error in coded.errors:

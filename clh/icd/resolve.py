@@ -25,7 +25,8 @@ def resolve(claim: Claim, support: Support | None = None) -> Proposal:
     """Settle what can be settled without the note, one finding at a time.
 
     `support` says how well each code is supported: of two codes that exclude each other a disease
-    stays rather than a symptom, then the better supported, and both do if neither is. Resolving a proposal again changes nothing.
+    stays rather than a symptom, then the better supported, and both do if neither is. Resolving a
+    proposal again changes nothing.
     """
     changes: list[Finding] = []
     while True:
