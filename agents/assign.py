@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from agents.context import Context, logit
 from agents.state import State, Trace, agent, conversation
 from clh.icd.resolve import resolve
-from clh.icd.rules import Claim, CodeBook, check
+from clh.icd.rules import Claim, Encounter, check
 from clh.icd.tabular import CodeSystem
 from clh.schema import AssignedCode, Candidate, Citation, Finding, Span, Term, Verdict
 
@@ -70,7 +70,7 @@ async def assign(state: State, context: Context, trace: Trace) -> dict[str, Any]
         first = await choose_first(supported, context, trace)
         supported.insert(0, supported.pop(first))
     if settings.policy == "encounter":  # what is mentioned stands, and is no claim
-        supported, findings = obey(supported, context.book, trace)
+        supported, findings = obey(supported, terms, context, trace)
         warnings += findings
     codes = [
         AssignedCode(
@@ -88,29 +88,36 @@ async def assign(state: State, context: Context, trace: Trace) -> dict[str, Any]
 
 
 def obey(
-    supported: list[Supported], book: CodeBook, trace: Trace
+    supported: list[Supported], terms: Sequence[Term], context: Context, trace: Trace
 ) -> tuple[list[Supported], list[Finding]]:
     """The codes as the code book allows them, what that changed, and what is left to a coder."""
     by_code = {one.code: one for one in supported}
     support = {code: one.confidence for code, one in by_code.items()}
-    codes, changes = resolve(Claim(by_code, book), support)
+    certain = {term.quote for term in terms if term.status != "uncertain"}
+    encounter = Encounter(
+        setting=context.settings.rules.setting,
+        uncertain=frozenset(one.code for one in supported if certain.isdisjoint(one.evidence)),
+    )
+    codes, changes = resolve(Claim(by_code, context.book, encounter), support)
     for code in by_code.keys() - set(codes):
         trace.drop(code, next(one.message for one in changes if code in one.codes))
-    left = check(Claim(codes, book))
+    left = check(Claim(codes, context.book, encounter))
     return [by_code[code] for code in codes], [*changes, *left]
 
 
 def counts(term: Term, code: str, context: Context, trace: Trace) -> bool:
     """Whether the policy reports a term of this status, and by this code.
 
-    `mention` reports all. An `encounter` codes neither what is absent nor what is only possible
-    (guideline IV.H, outpatient), and a history by the history codes of chapter 21 alone
-    (I.C.21.c.4).
+    `mention` reports all. An `encounter` codes neither what is absent nor, in an outpatient
+    setting, what is only possible (guidelines IV.H, II.H), and a history by the history codes of
+    chapter 21 alone (I.C.21.c.4).
     """
+    settings = context.settings
     place = f"{term.quote.start}:{term.quote.end}"
     title = context.system[code].title.lower()
     as_history = term.status in _HISTORY and _HISTORY[term.status] in title
-    if context.settings.policy == "encounter" and term.status != "affirmed" and not as_history:
+    stands = {"affirmed", "uncertain"} if settings.rules.setting == "inpatient" else {"affirmed"}
+    if settings.policy == "encounter" and term.status not in stands and not as_history:
         trace.drop(code, f"{term.status} at {place}")
     elif completed(code, context.system) is None:
         trace.drop(code, f"not billable, and the note says no more at {place}")

@@ -80,7 +80,7 @@ class Context:
         Raises ModelError where weights are missing or damaged, InputError where the audit database
         cannot be written.
         """
-        book = load_rules()
+        book = load_rules(settings.rules.edits)
         system = book.system
         prior, verify = settings.locate.prior, settings.verify
         reads = verify.source == "encoder"

@@ -124,25 +124,33 @@ def check(
     format: Annotated[
         Literal["table", "json"], typer.Option(help="Lines to read, or JSON.")
     ] = "table",
+    profile: Profile = "cpu",
 ) -> None:
     """Check any codes against the code book's rules; no note and no model is needed."""
+    from clh.icd import groupers
     from clh.icd.resolve import resolve
     from clh.icd.rules import Claim, Encounter, load_rules
     from clh.icd.rules import check as findings_of
 
+    settings = _settings(profile).rules
     given = _codes(codes)
-    encounter = Encounter(setting=setting, age=age, sex=sex)
-    claim = Claim(given, load_rules(), encounter)
+    encounter = Encounter(setting=setting or settings.setting, age=age, sex=sex)
+    claim = Claim(given, load_rules(settings.edits), encounter)
     findings = findings_of(claim)
+    groups = {name: group(claim.codes) for name, group in groupers.load(settings.groupers).items()}
     proposal = resolve(claim) if fix else None
     if format == "json":
-        print(_dump({"codes": claim.codes, "findings": findings, "proposal": proposal}))
+        shown = {"codes": claim.codes, "findings": findings, "groups": groups}
+        print(_dump({**shown, "proposal": proposal and proposal._asdict()}))
         return
     console = _console(markup=True)
     for finding in findings:
         _print_finding(finding, console)
     if not findings:
         console.print("No rule of the code book is broken.")
+    for name, grouped in groups.items():
+        for code, group in grouped.items():
+            console.print(f"{code}: {name}, {group}", markup=False)
     if proposal is not None:
         _print_proposal(claim, proposal, console)
 

@@ -109,6 +109,19 @@ class Assign(Section):
     evidence: Share
 
 
+class Rules(Section):
+    """What the code book's rules need to know."""
+
+    setting: Literal["inpatient", "outpatient"]
+    edits: Path | None
+    groupers: dict[str, Path]
+
+    @field_validator("edits", mode="before")
+    @classmethod
+    def _none(cls, value: str | Path | None) -> str | Path | None:
+        return value or None
+
+
 class Audit(Section):
     """What is kept of a run."""
 
@@ -137,6 +150,7 @@ class Settings(BaseSettings):
     locate: Locate
     verify: Verify
     assign: Assign
+    rules: Rules
     audit: Audit
 
     @field_validator("cache_dir", "data_dir", mode="before")

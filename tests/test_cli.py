@@ -385,6 +385,85 @@ def test_search_shows_square_brackets(run: Run) -> None:
     assert "Giardiasis [lambliasis]" in run("search", "giardiasis lambliasis").out
 
 
+CLAIM = ["N18.6", "i120", "E11.9", "E11.65", "T07A", "ZZ9"]
+
+
+@pytest.mark.parametrize("way", ["arguments", "file", "input"])
+def test_check_says_what_is_wrong_with_codes_and_why(run: Run, tmp_path: Path, way: str) -> None:
+    (tmp_path / "claim.txt").write_text("\n".join(CLAIM))
+    done = {
+        "arguments": lambda: run("check", *CLAIM),
+        "file": lambda: run("check", tmp_path / "claim.txt"),
+        "input": lambda: run("check", "-", stdin=", ".join(CLAIM).encode()),
+    }[way]()
+    assert (done.code, done.err) == (0, "")
+    shown = done.out.splitlines()
+    place = shown.index("error code_first: I12.0 comes before N18.6")
+    assert shown[place + 1].strip() == (
+        "N18, code_first: hypertensive chronic kidney disease (I12.-, I13.-)"
+    )
+    assert "warning less_specific: E11.65 says more than E11.9" in shown
+    assert "error unknown: ZZ9 is not in ICD-10-CM 2026-04-01" in shown
+    assert "  instead: T07.XXXA" in shown
+
+
+def test_check_proposes_a_set_that_breaks_fewer(run: Run) -> None:
+    shown = run("check", *CLAIM, "--fix").out.splitlines()
+    proposal = [line for line in shown if line[:2] in ("+ ", "- ", "  ") and " " not in line[2:]]
+    assert [line[2:] for line in proposal if line[0] != "-"] == [
+        "I12.0",
+        "N18.6",
+        "E11.65",
+        "T07.XXXA",
+        "ZZ9",
+    ]
+    assert "- E11.9" in proposal
+    assert "E11.9 dropped: E11.65 says more than E11.9" in shown
+    mended = run("check", "I12.0", "N18.6", "E11.65", "--fix").out
+    assert "Nothing can be mended" in mended
+
+
+def test_check_as_json(run: Run) -> None:
+    read = json.loads(run("check", *CLAIM, "--fix", "--format", "json").out)
+    assert read["codes"][:2] == ["N18.6", "I12.0"]
+    first = read["findings"][0]
+    assert {"rule", "severity", "codes", "message", "citation", "suggestions"} <= first.keys()
+    assert read["proposal"]["codes"] == ["I12.0", "N18.6", "E11.65", "T07.XXXA", "ZZ9"]
+    clean = json.loads(run("check", "J18.9", "--format", "json").out)
+    assert (clean["findings"], clean["proposal"]) == ([], None)
+
+
+def test_check_knows_the_patient(run: Run) -> None:
+    assert "O26.891 is for a female patient" in run("check", "O26.891", "--sex", "male").out
+    assert "No rule" in run("check", "O26.891", "--sex", "female").out
+
+
+def test_check_without_codes_is_bad_input(run: Run) -> None:
+    done = run("check", "-", stdin=b" \n")
+    assert done.code == 2
+    assert "there is no code to check" in done.complaint()
+
+
+def test_groups_are_shown_where_a_grouper_is_named(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "poa_exempt.txt").write_text("1 Z79.4 insulin\n")
+    monkeypatch.setenv("CLH_RULES__GROUPERS", json.dumps({"poa-exempt": str(tmp_path)}))
+    assert "Z79.4: poa-exempt, exempt from POA" in run("check", "E11.9", "Z79.4").out
+    monkeypatch.setenv("CLH_RULES__GROUPERS", json.dumps({"drg": str(tmp_path)}))
+    assert "there is no grouper 'drg'" in run("check", "E11.9").complaint()
+
+
+def test_fhir_is_a_bundle_of_the_codes(run: Run, fake: Fake, note: Path) -> None:
+    fake()
+    plain = json.loads(run("code", note, "--format", "json").out)
+    bundle = json.loads(run("code", note, "--format", "fhir").out)
+    conditions = [entry["resource"] for entry in bundle["entry"][:-1]]
+    codes = [one["code"]["coding"][0]["code"] for one in conditions]
+    assert codes == [one["code"] for one in plain["codes"]]
+    assert bundle["entry"][-1]["resource"]["resourceType"] == "Claim"
+
+
 def test_runs_are_listed_and_shown(run: Run, fake: Fake, note: Path) -> None:
     fake()
     ids = [

@@ -15,8 +15,10 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from itertools import combinations
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
+from clh.icd.edits import Edits, read_edits
 from clh.icd.references import Reading, read
 from clh.icd.tabular import CodeSystem, NoteKind, Notes, load_tabular
 from clh.schema import Citation, Finding, Severity
@@ -72,12 +74,14 @@ READ: tuple[NoteKind, ...] = (
 class CodeBook:
     """The code system with its notes read, and what the guidelines add."""
 
-    def __init__(self, system: CodeSystem, guidelines: Mapping[str, Any]) -> None:
+    def __init__(
+        self, system: CodeSystem, guidelines: Mapping[str, Any], edits: Edits | None = None
+    ) -> None:
         """Read every note once; `guidelines` are those of guidelines.toml.
 
         Raises ValueError where the guidelines name codes that the system lacks.
         """
-        self.system = system
+        self.system, self.edits = system, edits
         self._start = {code: position for position, code in enumerate(system)}
         self._end: dict[str, int] = {}
         headings: dict[str, Notes] = {}
@@ -148,10 +152,11 @@ class CodeBook:
 
 
 @cache
-def load_rules() -> CodeBook:
-    """The rules of the release of April 2026."""
+def load_rules(edits: Path | None = None) -> CodeBook:
+    """The rules of the release of April 2026; `edits` is a file for `read_edits`."""
     guidelines = (files("clh.icd") / "guidelines.toml").read_text("utf-8")
-    return CodeBook(load_tabular(), tomllib.loads(guidelines))
+    lists = None if edits is None else read_edits(edits)
+    return CodeBook(load_tabular(), tomllib.loads(guidelines), lists)
 
 
 class Claim:
@@ -419,6 +424,27 @@ def certain(claim: Claim) -> Iterator[Finding]:
                 yield _finding("uncertain", "error", [code], says, cited)
 
 
+def edited(claim: Claim) -> Iterator[Finding]:
+    """What the Medicare Code Editor refuses, where its lists are loaded."""
+    edits, encounter = claim.book.edits, claim.encounter
+    if edits is None:
+        return
+    plain = {code: code.replace(".", "") for code in claim.known}
+    first = next((code for code in claim.codes[:1] if code in plain), None)
+    if first is not None and encounter.setting == "inpatient":
+        listed = Citation(place="MCE", kind="edit", text="unacceptable principal diagnosis")
+        alone = len(plain) == 1 and plain[first] in edits.never_alone
+        if alone or plain[first] in edits.never_first:
+            says = f"{first} is no principal diagnosis"
+            yield _finding("unacceptable_principal", "error", [first], says, listed)
+    for code, spelled in plain.items():
+        age, least, most = edits.ages.get(spelled, ("", 0, 0))
+        if age and encounter.age is not None and not least <= encounter.age <= most:
+            says = f"{code} is for patients of {least} to {most} years"
+            listed = Citation(place="MCE", kind="edit", text=f"age conflict: {age}")
+            yield _finding("age", "error", [code], says, listed)
+
+
 CHECKS: tuple[Check, ...] = (
     existing,
     complete,
@@ -433,6 +459,7 @@ CHECKS: tuple[Check, ...] = (
     order,
     patient,
     certain,
+    edited,
 )
 
 _PREGNANCY, _PERINATAL, _FACTORS = "15", "16", "21"  # chapters
