@@ -188,6 +188,7 @@ async def ask(note: Note, context: Context, trace: Trace) -> list[Term]:
                 sentence=note.span(start, end),
                 lead_term=quoted.lead_term,
                 status=quoted.status,
+                reason=any(s.section == "reason" for s in window if s.tokens is within),
             )
     return sorted(terms.values(), key=lambda term: term.quote.start)
 
@@ -220,6 +221,7 @@ def _term(note: Note, sentence: Sentence, tokens: Tokens, status: Status) -> Ter
         sentence=_span(note, sentence.tokens),
         lead_term=f"{_HISTORY[status]} {mention}" if status in _HISTORY else mention,
         status=status,
+        reason=sentence.section == "reason",
     )
 
 

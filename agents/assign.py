@@ -5,6 +5,7 @@ What counts is the policy's; each step that leaves something out says why in the
 
 import json
 import math
+import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -49,6 +50,21 @@ class Found(NamedTuple):
         return max(self.probability, self.candidate.precedent)
 
 
+class Merits(NamedTuple):
+    """By what codes are ordered, the strongest first; less comes first.
+
+    Diseases before symptoms (guideline II.A), circumstances and external causes; what the note
+    gives as complaint, assessment or diagnosis (II, IV.G); what is acute (I.B.8).
+    """
+
+    kind: int
+    aside: bool
+    lasting: bool
+    named: int
+    likely: float
+    start: int
+
+
 @agent("assign")
 async def assign(state: State, context: Context, trace: Trace) -> dict[str, Any]:
     """Turn verdicts into the final set."""
@@ -65,13 +81,15 @@ async def assign(state: State, context: Context, trace: Trace) -> dict[str, Any]
         probabilities = {code: decide(features(said)) for code, said in found.items()}
         supported = support(found, probabilities, terms, context, trace)
     supported, warnings = complete(supported, system)
-    supported.sort(key=lambda one: _rank(one, system))
+    supported.sort(key=lambda one: merits(one, terms, system))
     if settings.assign.source == "llm" and len(supported) > 1:
         first = await choose_first(supported, context, trace)
         supported.insert(0, supported.pop(first))
     if settings.policy == "encounter":  # what is mentioned stands, and is no claim
         supported, findings = obey(supported, terms, context, trace)
         warnings += findings
+        for one in supported[:1]:
+            one.rationale += f"; {why_first(merits(one, terms, system))}"
     codes = [
         AssignedCode(
             code=one.code,
@@ -262,7 +280,26 @@ async def choose_first(supported: list[Supported], context: Context, trace: Trac
     return max(range(len(shares)), key=shares.__getitem__)
 
 
-def _rank(one: Supported, system: CodeSystem) -> tuple[int, int, float, int]:
-    """Diseases before symptoms (guideline II.A), then factors and external causes; by weight."""
-    chapter = system[one.code].chapter.name
-    return (_LATER.get(chapter, 0), -len(one.evidence), -one.confidence, one.evidence[0].start)
+def merits(one: Supported, terms: Sequence[Term], system: CodeSystem) -> Merits:
+    """What speaks for listing a code first."""
+    entry = system[one.code]
+    reasons = {term.quote for term in terms if term.reason}
+    return Merits(
+        kind=_LATER.get(entry.chapter.name, 0),
+        aside=reasons.isdisjoint(one.evidence),
+        lasting=re.search(r"\bacute\b", entry.title, re.IGNORECASE) is None,
+        named=-len(one.evidence),
+        likely=-one.confidence,
+        start=one.evidence[0].start,
+    )
+
+
+def why_first(merit: Merits) -> str:
+    """The merits of the code that is listed first, in words."""
+    kind = ("a disease", "a symptom", "a circumstance", "an external cause")[merit.kind]
+    said = [
+        *([] if merit.aside else ["given as reason of the encounter"]),
+        *([] if merit.lasting else ["acute"]),
+        *([f"named {-merit.named} times"] if merit.named < -1 else []),
+    ]
+    return "listed first: " + ", ".join([kind, *said])

@@ -388,7 +388,8 @@ def _print_coded(note: "Note", coded: "CodedNote") -> None:
     else:
         console.print("No code is supported by this note.")
     for warning in coded.warnings:
-        console.print(f"{', '.join(warning.codes)}: {warning.message}", style="yellow")
+        done = warning.change or ", ".join(warning.codes)
+        console.print(f"{done}: {warning.message}", style="yellow")
     seconds = sum(coded.timings.values())
     console.print(
         f"ICD-10-CM {coded.icd_release}, policy {coded.policy}, {seconds:.1f} s, "

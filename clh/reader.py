@@ -33,7 +33,7 @@ class Sentence:
     """A sentence of the note and the section that it stands in."""
 
     tokens: Tokens
-    section: str  # family, skip, other
+    section: str  # family, skip, reason, other
 
 
 class Reader:

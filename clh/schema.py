@@ -62,6 +62,9 @@ class Term(Shape):
         min_length=1, description="the mention in the Alphabetic Index's own words"
     )
     status: Status
+    reason: bool = Field(
+        default=False, description="whether the note gives it as complaint, assessment or diagnosis"
+    )
 
 
 class Candidate(Shape):

@@ -110,11 +110,11 @@ Gout
 
 def test_a_heading_covers_all_that_follows_up_to_the_next() -> None:
     assert sections(NOTE) == {
-        "Chest pain.": "other",
+        "Chest pain.": "reason",
         "Mother had breast cancer.": "family",
         "Father died of stroke.": "family",
         "metformin": "skip",
-        "Gout": "other",
+        "Gout": "reason",
     }
 
 

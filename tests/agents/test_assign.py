@@ -71,7 +71,10 @@ async def test_a_code_has_all_its_evidence_and_its_best_verdict(context: MakeCon
         )
     )["codes"]
     assert [span.text for span in one.evidence] == ["heart failure", "bad heart"]
-    assert (one.confidence, one.rationale) == (0.8, "about I50.9")
+    assert (one.confidence, one.rationale) == (
+        0.8,
+        "about I50.9; listed first: a disease, named 2 times",
+    )
     assert one.description == "Heart failure, unspecified"
 
 
@@ -177,6 +180,47 @@ async def test_what_is_named_more_often_comes_first(context: MakeContext) -> Non
     more = ("heart failure", "affirmed", "E11.9", 0.6)
     added = await assigned(context, *DISEASE_SYMPTOM_FACTOR, more)
     assert codes(added) == ["E11.9", "I10", "R05.9", "Z85.3"]
+
+
+async def test_the_reason_of_the_encounter_comes_first_and_says_so(context: MakeContext) -> None:
+    terms = [
+        term(NOTE, "hypertension"),
+        term(NOTE, "heart failure").model_copy(update={"reason": True}),
+    ]
+    verdicts = [
+        Verdict(term=place, code=code, probability=0.9 - place / 10, rationale="by words")
+        for place, code in enumerate(["I10", "I50.9"])
+    ]
+    added = await step(assign, context(), NOTE, terms=terms, verdicts=verdicts)
+    assert codes(added) == ["I50.9", "I10"]
+    first, second = [one.rationale for one in added["codes"]]
+    assert first == "by words; listed first: a disease, given as reason of the encounter"
+    assert second == "by words"
+
+
+async def test_what_is_acute_comes_before_what_lasts(context: MakeContext) -> None:
+    said = [("hypertension", "affirmed", "I10", 0.9), ("heart failure", "affirmed", "I50.21", 0.5)]
+    added = await assigned(context, *said)  # type: ignore[arg-type]
+    assert codes(added) == ["I50.21", "I10"]
+    assert added["codes"][0].rationale.endswith("listed first: a disease, acute")
+
+
+async def test_what_is_probable_is_coded_in_hospital_only(context: MakeContext) -> None:
+    said = ("hypertension", "uncertain", "I10", 0.9)
+    assert codes(await assigned(context, said, rules={"setting": "outpatient"})) == []
+    assert codes(await assigned(context, said, rules={"setting": "inpatient"})) == ["I10"]
+
+
+async def test_a_change_by_a_rule_is_told_with_its_citation(context: MakeContext) -> None:
+    said = [
+        ("hypertension", "affirmed", "E11.9", 0.9),
+        ("heart failure", "affirmed", "E11.65", 0.6),
+    ]
+    added = await assigned(context, *said)  # type: ignore[arg-type]
+    [warning] = added["warnings"]
+    assert (warning.rule, warning.codes) == ("less_specific", ("E11.9", "E11.65"))
+    assert (warning.change, warning.citation.place) == ("E11.9 dropped", "I.B.2")
+    assert codes(added) == ["E11.65"]
 
 
 async def test_the_language_model_picks_the_first_listed_code(context: MakeContext) -> None:
