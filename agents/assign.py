@@ -260,7 +260,6 @@ def complete(
                 codes=(one.code,),
                 message=f"7th character {character}, {meaning}, is assumed: check the encounter",
                 citation=Citation(place=stem, kind="seventh_characters", text=meaning),
-                suggestions=system.extensions(stem),
                 change=f"{stem} became {one.code}",
             )
         )
