@@ -93,6 +93,7 @@ class CodeSystem(Mapping[str, Entry]):
         """Index `entries`; ValueError if one comes twice or its parent is missing."""
         self.release = release
         self._entries: dict[str, Entry] = {}
+        self._defaults: dict[str, str | None] = {}  # what `unspecified` found
         children: defaultdict[str, list[str]] = defaultdict(list)
         for entry in entries:
             if entry.code in self._entries:
@@ -212,8 +213,10 @@ class CodeSystem(Mapping[str, Entry]):
         """
         if self.billable(code) or self.extensions(code):
             return code
-        default = self._named_nos(code) or self._residual_child(code)
-        return None if default is None else self.unspecified(default)
+        if code not in self._defaults:
+            default = self._named_nos(code) or self._residual_child(code)
+            self._defaults[code] = None if default is None else self.unspecified(default)
+        return self._defaults[code]
 
     def reported(self, code: str) -> str:
         """The code that a mention of `code` is reported by: `unspecified`'s, without 7th character.
