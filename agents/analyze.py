@@ -180,15 +180,16 @@ async def ask(note: Note, context: Context, trace: Trace) -> list[Term]:
             if quote is None:
                 trace.drop(f"window {passage.start}:{passage.end}", "a quote is not in the note")
                 continue
-            within = next(s.tokens for s in window if s.tokens.end_char > quote.start)
+            within = next(s for s in window if s.tokens.end_char > quote.start)
             # A quote may begin in a heading, or run on into the next sentence.
-            start, end = min(within.start_char, quote.start), max(within.end_char, quote.end)
+            start = min(within.tokens.start_char, quote.start)
+            end = max(within.tokens.end_char, quote.end)
             terms[quote] = Term(
                 quote=quote,
                 sentence=note.span(start, end),
                 lead_term=quoted.lead_term,
                 status=quoted.status,
-                reason=any(s.section == "reason" for s in window if s.tokens is within),
+                reason=within.section == "reason",
             )
     return sorted(terms.values(), key=lambda term: term.quote.start)
 

@@ -162,7 +162,7 @@ def load_rules(edits: Path | None = None) -> CodeBook:
 class Claim:
     """Codes of one encounter as they are to be reported, the principal or first-listed one first.
 
-    `known` are those of the release, `unknown` the others, each as it was spelled.
+    `codes` are all of them as the book would print them, `known` those that it has, each once.
     """
 
     def __init__(
@@ -171,8 +171,8 @@ class Claim:
         """Codes in any spelling."""
         self.book, self.encounter = book, encounter
         self.codes = [_spelled(code) for code in codes]
-        self.known = [code for code in self.codes if code in book.system]
-        self._placed = sorted({(book.position(code), code) for code in self.known})
+        self.known = [code for code in dict.fromkeys(self.codes) if code in book.system]
+        self._placed = sorted((book.position(code), code) for code in self.known)
         self._place = {code: place for place, code in reversed(list(enumerate(self.codes)))}
 
     def named(self, intervals: Iterable[Interval]) -> list[str]:
@@ -228,7 +228,7 @@ def existing(claim: Claim) -> Iterator[Finding]:
 def complete(claim: Claim) -> Iterator[Finding]:
     """Codes that are not billable, with those below them."""
     system = claim.book.system
-    for code in dict.fromkeys(claim.known):
+    for code in claim.known:
         if system.billable(code):
             continue
         if below := system.extensions(code):
@@ -265,30 +265,29 @@ def specific(claim: Claim) -> Iterator[Finding]:
 
 
 def sides(claim: Claim) -> Iterator[Finding]:
-    """Right and left where one code says both, and an unspecified side beside a specified one."""
-    system = claim.book.system
+    """Right and left where one code says both, and codes that differ in their side alone."""
+    system, cited = claim.book.system, claim.book.section("I.B.13")
     for code, other in _pairs_of_a_category(claim):
         first, second = _side(system[code].title), _side(system[other].title)
-        if first is None or second is None or first.said == second.said:
+        if first is None or second is None:
             continue
-        if first.rest == second.rest and {first.said, second.said} == {"right", "left"}:
-            both = _bilateral(code, first.rest, system)
+        said = {first.said: first.rest, second.said: second.rest}
+        if said.keys() == {"right", "left"}:
+            both = _bilateral(code, system) if first.rest == second.rest else None
             if both is not None:
                 says = f"{both} says what {code} and {other} say"
-                cited = claim.book.section("I.B.13")
                 yield _finding("laterality", "warning", [code, other], says, cited, [both])
-        elif first.rest <= second.rest or second.rest <= first.rest:
-            says = f"{code} and {other} differ in their side only"
-            if {"right", "left"} != {first.said, second.said}:
-                yield _finding(
-                    "laterality", "warning", [code, other], says, claim.book.section("I.B.13")
-                )
+        elif len(said) > 1:
+            whole = said.get("both", first.rest)  # a title that says both may leave out "eye"
+            if all(whole <= rest if "both" in said else whole == rest for rest in said.values()):
+                says = f"{code} and {other} differ in their side only"
+                yield _finding("laterality", "warning", [code, other], says, cited)
 
 
 def excludes1(claim: Claim) -> Iterator[Finding]:
     """Codes of which a note says that the other is not coded here."""
     seen = set()
-    for code in dict.fromkeys(claim.known):
+    for code in claim.known:
         for note in claim.book.notes(code, "excludes1"):
             excluded = claim.named(note.intervals)
             if code in excluded:  # the note is about another part of what it stands at
@@ -307,7 +306,7 @@ def etiology(claim: Claim) -> Iterator[Finding]:
     follows but that the code is not the first.
     """
     system = claim.book.system
-    for code in dict.fromkeys(claim.known):
+    for code in claim.known:
         adverse = system[code].title.startswith("Adverse effect")
         for place, notes in claim.book.places(code, "code_first"):
             if any("adverse effect" in note.citation.text for note in notes) and not adverse:
@@ -320,10 +319,9 @@ def etiology(claim: Claim) -> Iterator[Finding]:
                 for one in claim.named(note.intervals)
                 if one != code and not _asks_first(one, code, claim.book)
             ]
-            later = claim.place(code) == 0 or closed
             if others and all(claim.place(one) > claim.place(code) for one, _ in others):
                 other, note = others[0]
-                if later:
+                if closed or claim.place(code) == 0:
                     says = f"{other} comes before {code}"
                     yield _finding("code_first", "error", [code, other], says, note.citation)
             elif not others and _manifestation(code, notes[0], system):
@@ -337,7 +335,7 @@ def etiology(claim: Claim) -> Iterator[Finding]:
 
 def additional(claim: Claim) -> Iterator[Finding]:
     """Codes that ask for another, which is not there."""
-    for code in dict.fromkeys(claim.known):
+    for code in claim.known:
         for place, notes in claim.book.places(code, "use_additional_code"):
             for note in notes if place in claim.book.system else ():
                 text = note.citation.text
@@ -394,7 +392,7 @@ def patient(claim: Claim) -> Iterator[Finding]:
     """Codes of the other sex, and of mother and newborn on one record."""
     system, sex = claim.book.system, claim.encounter.sex
     of_chapter = {_chapter(code, system): code for code in reversed(claim.known)}
-    for code in dict.fromkeys(claim.known):
+    for code in claim.known:
         title = system[code].title
         said = re.search(r"\b(?:fe)?male\b", title.lower())
         of = "female" if _chapter(code, system) == _PREGNANCY else said[0] if said else None
@@ -411,7 +409,7 @@ def patient(claim: Claim) -> Iterator[Finding]:
 
 def certain(claim: Claim) -> Iterator[Finding]:
     """Codes of uncertain diagnoses where the setting does not report them."""
-    uncertain = dict.fromkeys(code for code in claim.known if code in claim.encounter.uncertain)
+    uncertain = [code for code in claim.known if code in claim.encounter.uncertain]
     if claim.encounter.setting == "outpatient":
         for code in uncertain:
             says = f"{code} is uncertain: an outpatient claim has what is known"
@@ -495,38 +493,37 @@ class _Side(NamedTuple):
 
 
 def _side(title: str) -> _Side | None:
-    """The side that a title says, and its other words."""
-    words = re.findall(r"[a-z]+", title.lower())
-    said = next((word for word in words if word in _SIDES), None)
-    return None if said is None else _Side(_SIDES[said], frozenset(words) - _SIDE_WORDS)
+    """The side that a title says, or leaves out, and its other words."""
+    words = dict.fromkeys(re.findall(r"[a-z]+", title.lower()))
+    said = next((_SIDES[side] for side in _SIDES if side in words), None)
+    return None if said is None else _Side(said, frozenset(words) - _SIDE_WORDS)
 
 
 _SIDES = {
-    "right": "right",
-    "left": "left",
     "bilateral": "both",
     "both": "both",
-    "unspecified": "none",
+    "right": "right",
+    "left": "left",
+    "unspecified": "unspecified",  # the first of these in a title is what it says
 }
 _SIDE_WORDS = frozenset({*_SIDES, "unilateral", "of"})
 
 
-def _bilateral(code: str, rest: frozenset[str], system: CodeSystem) -> str | None:
+def _bilateral(code: str, system: CodeSystem) -> str | None:
     """The code near by that says of both sides what `code` says of one."""
-    stem = system.stem(code)
-    parent = system.parent(stem)
-    above = system.parent(parent) if parent else None
-    near = [*system.children(parent or stem), *(system.children(above) if above else ())]
+    one, stem = _side(system[code].title), system.stem(code)
+    parent = system.parent(stem) or stem
+    near = [*system.children(parent), *system.children(system.parent(parent) or parent)]
     for other in near:
         side = _side(system[other].title)
-        if side is not None and side.said == "both" and side.rest <= rest:
+        if one and side and side.said == "both" and side.rest <= one.rest:
             return other
     return None
 
 
 def _pairs_of_a_category(claim: Claim) -> Iterator[tuple[str, str]]:
     categories: defaultdict[str, list[str]] = defaultdict(list)
-    for code in dict.fromkeys(claim.known):
+    for code in claim.known:
         categories[code[:3]].append(code)
     for codes in categories.values():
         yield from combinations(codes, 2)
