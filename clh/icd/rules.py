@@ -211,7 +211,9 @@ def existing(claim: Claim) -> Iterator[Finding]:
         stem = next((code[:end] for end in ends if code[:end] in system), None)
         sevenths = system.extensions(stem) if stem else ()
         if sevenths:
-            says = f"{code} is no code: {stem} takes its 7th character in the 7th place, after X"
+            whole = len(code) == len(sevenths[0])
+            why = "does not take this one" if whole else "takes it in the 7th place, after X"
+            says = f"{code} has a wrong 7th character: {stem} {why}"
             meant = [one for one in sevenths if one[-1] == code[-1]] or sevenths
             yield _finding(
                 "seventh_character", "error", [code], says, claim.book.section("I.A.5"), meant
@@ -530,9 +532,9 @@ def _pairs_of_a_category(claim: Claim) -> Iterator[tuple[str, str]]:
 
 
 def _spelled(text: str) -> str:
-    """A code as the book prints it: capitals, and a dot after the third."""
+    """A code as the book prints it: capitals, and a dot after the third. No code stays as it is."""
     letters = re.sub(r"[^0-9A-Z]", "", text.upper())
-    return f"{letters[:3]}.{letters[3:]}".rstrip(".")
+    return f"{letters[:3]}.{letters[3:]}".rstrip(".") if letters else text
 
 
 def _chapter(code: str, system: CodeSystem) -> str:
