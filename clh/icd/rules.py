@@ -61,14 +61,7 @@ class Guideline(NamedTuple):
     citation: Citation
 
 
-READ: tuple[NoteKind, ...] = (
-    "includes",
-    "excludes1",
-    "excludes2",
-    "code_first",
-    "use_additional_code",
-    "code_also",
-)
+READ: tuple[NoteKind, ...] = tuple(kind for kind in get_args(NoteKind) if kind != "notes")
 
 
 class CodeBook:
@@ -391,16 +384,19 @@ def order(claim: Claim) -> Iterator[Finding]:
 
 
 def patient(claim: Claim) -> Iterator[Finding]:
-    """Codes of the other sex, and of mother and newborn on one record."""
+    """Codes of the other sex, and of mother and newborn on one record.
+
+    No error: Medicare has no edits of sex since October 2024.
+    """
     system, sex = claim.book.system, claim.encounter.sex
     of_chapter = {_chapter(code, system): code for code in reversed(claim.known)}
-    for code in claim.known:
-        title = system[code].title
-        said = re.search(r"\b(?:fe)?male\b", title.lower())
-        of = "female" if _chapter(code, system) == _PREGNANCY else said[0] if said else None
-        if sex and of and of != sex:
+    for code in claim.known if sex else ():
+        title, chapter = system[code].title, _chapter(code, system)
+        said = {"female"} if chapter == _PREGNANCY else set(_SEX.findall(title.lower()))
+        if len(said) == 1 and sex not in said and chapter != _EXTERNAL_CAUSES:
             cited = Citation(place=code, kind="title", text=title)
-            yield _finding("sex", "error", [code], f"{code} is for a {of} patient", cited)
+            says = f"{code} is for a {said.pop()} patient"
+            yield _finding("sex", "warning", [code], says, cited)
     if {_PREGNANCY, _PERINATAL} <= of_chapter.keys():
         mother, child = of_chapter[_PREGNANCY], of_chapter[_PERINATAL]
         says = f"{mother} is for the mother's record, {child} for the newborn's"
@@ -462,7 +458,9 @@ CHECKS: tuple[Check, ...] = (
     edited,
 )
 
-_PREGNANCY, _PERINATAL, _FACTORS = "15", "16", "21"  # chapters
+_PREGNANCY, _PERINATAL, _EXTERNAL_CAUSES, _FACTORS = "15", "16", "20", "21"  # chapters
+
+_SEX = re.compile(r"\b(?:fe)?male\b(?! partner)")
 
 # Words by which a note leaves it to the record whether there is anything to add.
 _OPTIONAL = re.compile(r"\b(?:if|any|when)\b")

@@ -56,6 +56,26 @@ def test_every_manifestation_of_the_medicare_code_editor_needs_its_etiology_firs
     assert [code for code in codes if "code_first" not in rules(code)] == []
 
 
+@pytest.mark.parametrize(
+    ("code", "sex", "fits"),
+    [
+        ("C50.911", "male", False),  # of right female breast
+        ("C50.921", "male", True),
+        ("N40.0", "female", True),  # the title does not say so
+        ("Z31.81", "female", True),  # male factor infertility in female patient
+        ("Z31.441", "female", True),  # male partner
+        ("N39.3", "male", True),  # stress incontinence (female) (male)
+    ],
+)
+def test_a_title_may_say_whose_code_it_is(code: str, sex: str, fits: bool) -> None:
+    assert ("sex" not in rules(code, sex=sex)) is fits
+    assert "sex" not in rules(code)
+
+
+def test_the_sex_in_an_external_cause_is_not_the_patients() -> None:
+    assert "sex" not in rules("T74.11XA", "Y07.031", sex="female")
+
+
 def test_every_excludes1_statement_is_found_in_both_directions() -> None:
     statements = 0
     for note in PAIRED:
