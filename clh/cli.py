@@ -41,6 +41,7 @@ Profile = Annotated[
     str, typer.Option(envvar="CLH_PROFILE", help="Settings to start from: cpu or vllm.")
 ]
 _DONE, _AGENT_FAILED, _BAD_INPUT = 0, 1, 2
+_LONGEST_CODE = len("S52.501A")
 
 
 @app.command(epilog="Example: [bold]clh code note.txt --format json[/bold]")
@@ -297,6 +298,8 @@ def _codes(given: list[str]) -> list[str]:
     codes = text.replace(",", " ").replace(";", " ").split()
     if not codes:
         raise InputError("there is no code to check")
+    if len(codes) == 1 and len(codes[0]) > _LONGEST_CODE:
+        raise InputError(f"{codes[0]} is neither a file nor a code")
     return codes
 
 

@@ -438,10 +438,13 @@ def test_check_knows_the_patient(run: Run) -> None:
     assert "No rule" in run("check", "O26.891", "--sex", "female").out
 
 
-def test_check_without_codes_is_bad_input(run: Run) -> None:
-    done = run("check", "-", stdin=b" \n")
+@pytest.mark.parametrize(
+    ("given", "why"), [("-", "there is no code"), ("claim.txt", "claim.txt is neither a file nor")]
+)
+def test_check_without_codes_is_bad_input(run: Run, given: str, why: str) -> None:
+    done = run("check", given, stdin=b" \n")
     assert done.code == 2
-    assert "there is no code to check" in done.complaint()
+    assert why in done.complaint()
 
 
 def test_groups_are_shown_where_a_grouper_is_named(
