@@ -82,14 +82,16 @@ async def assign(state: State, context: Context, trace: Trace) -> dict[str, Any]
         supported = support(found, probabilities, terms, context, trace)
     supported, warnings = complete(supported, system)
     supported.sort(key=lambda one: merits(one, terms, system))
-    if settings.assign.source == "llm" and len(supported) > 1:
+    chosen = settings.assign.source == "llm" and len(supported) > 1
+    if chosen:
         first = await choose_first(supported, context, trace)
         supported.insert(0, supported.pop(first))
     if settings.policy == "encounter":  # what is mentioned stands, and is no claim
         supported, findings = obey(supported, terms, context, trace)
         warnings += findings
         for one in supported[:1]:
-            one.rationale += f"; {why_first(merits(one, terms, system))}"
+            why = "the model's choice" if chosen else why_first(merits(one, terms, system))
+            one.rationale += f"; listed first: {why}"
     codes = [
         AssignedCode(
             code=one.code,
@@ -301,4 +303,4 @@ def why_first(merit: Merits) -> str:
         *([] if merit.lasting else ["acute"]),
         *([f"named {-merit.named} times"] if merit.named < -1 else []),
     ]
-    return "listed first: " + ", ".join([kind, *said])
+    return ", ".join([kind, *said])

@@ -231,6 +231,7 @@ async def test_the_language_model_picks_the_first_listed_code(context: MakeConte
     [[_, question]] = model.choices
     assert "1. Essential (primary) hypertension (named 1 times)" in question["content"]
     assert "3. Cough, unspecified" in question["content"]
+    assert added["codes"][0].rationale.endswith("; listed first: the model's choice")
 
 
 async def test_the_language_model_is_not_asked_to_choose_from_one(context: MakeContext) -> None:
