@@ -130,9 +130,14 @@ def train(
             runs.write(folder / _LOG, "".join(json.dumps(one) + "\n" for one in self._log))
             self._started = time.perf_counter()
 
+    trainer.create_model_card = _no_card  # type: ignore[method-assign]
     trainer.add_callback(Epochs())
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=_last_checkpoint(folder))
+
+
+def _no_card(*_: Any, **__: Any) -> None:
+    """Nothing, where trainers write a model card that knows neither base nor data."""
 
 
 def _last_checkpoint(folder: Path) -> str | None:

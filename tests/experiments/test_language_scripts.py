@@ -162,6 +162,7 @@ def test_a_run_writes_the_best_adapter_and_a_log(
     assert json.loads((out / "best" / "adapter_config.json").read_text())["r"] == 4
     assert weights(out)
     assert not list(out.glob("tmp*"))
+    assert not (out / "README.md").exists()  # a trainer's card, of neither base nor data
 
 
 @pytest.mark.parametrize(
