@@ -149,7 +149,7 @@ async def test_smollm2_can_be_every_agents_source(real_context: Context) -> None
     note = Note(id="n", text="The patient has pneumonia and type 2 diabetes. He denies chest pain.")
     coded = await code(note, context)
     assert_sound(note, coded, context)
-    assert coded.models["analyze"].startswith("SmolLM2-135M-Instruct@")
+    assert coded.models["analyze"].startswith("smollm2-codiesp@")
     [heard] = context.audit.show(coded.run_id)["steps"][0]["exchanges"]
     assert heard["reply"].startswith("sha256:")
 
