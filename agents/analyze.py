@@ -188,10 +188,24 @@ async def ask(note: Note, context: Context, trace: Trace) -> list[Term]:
                 quote=quote,
                 sentence=note.span(start, end),
                 lead_term=quoted.lead_term,
-                status=quoted.status,
+                status=doubted(quoted.status, quote, within, context.reader),
                 reason=within.section == "reason",
             )
     return sorted(terms.values(), key=lambda term: term.quote.start)
+
+
+def doubted(said: Status, quote: Span, sentence: Sentence, reader: Reader) -> Status:
+    """The model's status, unless it affirms what the sentence denies or tells of others.
+
+    A small model overlooks "no evidence of"; the rules of the reader do not.
+    """
+    whole = sentence.tokens
+    end = min(quote.end, whole.end_char)
+    tokens = whole.doc.char_span(quote.start, end, alignment_mode="expand")
+    if said != "affirmed" or tokens is None or tokens.start < whole.start:
+        return said
+    [read] = reader.statuses([(sentence, tokens)])
+    return read
 
 
 def windows(sentences: Iterable[Sentence], settings: Analyze) -> Iterator[list[Sentence]]:

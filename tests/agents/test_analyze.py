@@ -239,3 +239,21 @@ def test_no_reply_breaks_the_agent(context: MakeContext, raw: str) -> None:
     assert not added["errors"]
     assert_verbatim(note, added["terms"])
     assert len(added["audit"]["exchanges"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("said", "quote", "status"),
+    [
+        ("affirmed", "pulmonary embolism", "negated"),  # the reader knows better
+        ("affirmed", "gout", "affirmed"),
+        ("uncertain", "pulmonary embolism", "uncertain"),
+        ("negated", "gout", "negated"),
+    ],
+)
+async def test_a_model_that_overlooks_a_denial_is_corrected(
+    context: MakeContext, said: Status, quote: str, status: Status
+) -> None:
+    note = Note(id="n", text="He has gout. No evidence of pulmonary embolism.")
+    model = QueuedModel([replies((quote, quote, said))])
+    added = await step(analyze, context(model, analyze={"source": "llm"}), note)
+    assert [(term.quote.text, term.status) for term in added["terms"]] == [(quote, status)]
