@@ -133,12 +133,12 @@ def check(
     from clh.icd.rules import Claim, Encounter, load_rules
     from clh.icd.rules import check as findings_of
 
-    settings = _settings(profile).rules
-    given = _codes(codes)
-    encounter = Encounter(setting=setting or settings.setting, age=age, sex=sex)
-    claim = Claim(given, load_rules(settings.edits), encounter)
+    settings = _settings(profile)
+    rules = settings.rules
+    encounter = Encounter(setting=setting or rules.setting, age=age, sex=sex)
+    claim = Claim(_codes(codes, settings), load_rules(rules.edits), encounter)
     findings = findings_of(claim)
-    groups = {name: group(claim.codes) for name, group in groupers.load(settings.groupers).items()}
+    groups = {name: group(claim.codes) for name, group in groupers.load(rules.groupers).items()}
     proposal = resolve(claim) if fix else None
     if format == "json":
         shown = {"codes": claim.codes, "findings": findings, "groups": groups}
@@ -287,14 +287,10 @@ _NOTES: dict[Any, str] = {
 }
 
 
-def _codes(given: list[str]) -> list[str]:
+def _codes(given: list[str], settings: "Settings") -> list[str]:
     """The codes that the user names, or that a file or standard input lists."""
-    if given == ["-"]:
-        text = sys.stdin.read()
-    elif len(given) == 1 and Path(given[0]).is_file():
-        text = Path(given[0]).read_text(encoding="utf-8", errors="replace")
-    else:
-        text = " ".join(given)
+    listed = len(given) == 1 and (given[0] == "-" or Path(given[0]).is_file())
+    text = _given(given[0], settings).text if listed else " ".join(given)
     codes = text.replace(",", " ").replace(";", " ").split()
     if not codes:
         raise InputError("there is no code to check")

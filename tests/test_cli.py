@@ -439,7 +439,8 @@ def test_check_knows_the_patient(run: Run) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "why"), [("-", "there is no code"), ("claim.txt", "claim.txt is neither a file nor")]
+    ("given", "why"),
+    [("-", "standard input is blank"), ("claim.txt", "claim.txt is neither a file nor")],
 )
 def test_check_without_codes_is_bad_input(run: Run, given: str, why: str) -> None:
     done = run("check", given, stdin=b" \n")

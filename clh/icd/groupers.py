@@ -7,6 +7,7 @@ one from the codes of a claim, in order, to what each counts as. Anybody may ins
 import csv
 import gzip
 import re
+import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -18,6 +19,7 @@ from clh.errors import InputError
 Grouper = Callable[[Sequence[str]], dict[str, str]]
 
 _POINTS = "clh.groupers"
+_MODEL = "model_domain", "model_version"  # columns
 
 
 def load(folders: Mapping[str, Path]) -> dict[str, Grouper]:
@@ -73,16 +75,16 @@ def hcc(version: str, folder: Path) -> Grouper:
     """
     categories = {
         row["diagnosis_code"]: row["cc"]
-        for row in _rows(folder, "ra_dx_to_cc")
+        for row in _rows(folder, "ra_dx_to_cc", "diagnosis_code", "cc", "model_name")
         if row["model_name"] == f"CMS-HCC Model {version}"
     }
     labels = {
         row["cc"].removeprefix("HCC"): row["label"]
-        for row in _rows(folder, "ra_labels")
+        for row in _rows(folder, "ra_labels", "cc", "label", *_MODEL)
         if (row["model_domain"], row["model_version"]) == ("CMS-HCC", version)
     }
     below: defaultdict[str, set[str]] = defaultdict(set)
-    for row in _rows(folder, "ra_hierarchies"):
+    for row in _rows(folder, "ra_hierarchies", "cc_parent", "cc_child", *_MODEL):
         if (row["model_domain"], row["model_version"]) == ("CMS-HCC", version):
             below[row["cc_parent"]].add(row["cc_child"])
 
@@ -128,14 +130,18 @@ def _lines(file: Path) -> list[str]:
             file = file.with_name(f"{file.name}.gz")
         data = file.read_bytes()
         text = gzip.decompress(data) if file.suffix == ".gz" else data
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"cannot read {file}: {error}") from error
     return text.decode("latin-1").splitlines()
 
 
-def _rows(folder: Path, name: str) -> Iterator[dict[str, str]]:
-    """The rows of the only file of that name, which ends in a year."""
+def _rows(folder: Path, name: str, *columns: str) -> Iterator[dict[str, str]]:
+    """The rows of the latest file of that name, which ends in a year."""
     files = sorted(folder.glob(f"{name}*.csv"))
     if not files:
         raise InputError(f"{folder} has no {name}….csv: data/README.md says where CMS has it")
-    yield from csv.DictReader(_lines(files[-1]))
+    rows = csv.DictReader(_lines(files[-1]))
+    for column in columns:
+        if column not in (rows.fieldnames or ()):
+            raise InputError(f"{files[-1]} has no column {column}")
+    yield from rows

@@ -94,6 +94,17 @@ def test_files_that_are_missing_are_named(tmp_path: Path, name: str) -> None:
         groupers.load({name: tmp_path})
 
 
+def test_files_that_are_damaged_are_named(tmp_path: Path) -> None:
+    hcc_files(tmp_path)
+    (tmp_path / "ra_labels_2026.csv").write_text("category,label\n")
+    with pytest.raises(InputError, match=r"ra_labels_2026\.csv has no column cc"):
+        groupers.load({"hcc-v28": tmp_path})
+    whole = gzip.compress(TABLE_6K.encode())
+    (tmp_path / "cc_exclusions.txt.gz").write_bytes(whole[:20] + b"?" + whole[21:])
+    with pytest.raises(InputError, match=r"cannot read .*cc_exclusions\.txt\.gz"):
+        groupers.load({"cc": tmp_path})
+
+
 def test_a_grouper_that_nobody_has_is_bad_input(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="'drg': choose from cc, hcc-v24, hcc-v28, poa-exempt"):
         groupers.load({"drg": tmp_path})
