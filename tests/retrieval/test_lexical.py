@@ -77,12 +77,13 @@ BARE = searchable(toy_system())
         ("HTN", "hypertension"),
         ("Pt with HTN, afib.", "Pt with hypertension, atrial fibrillation."),
         ("CHF/COPD", "congestive heart failure/chronic obstructive pulmonary disease"),
+        ("acute hypoxic respiratory failure", "acute respiratory failure with hypoxia"),
         ("chfs and htnx", "chfs and htnx"),
         ("MS and PE", "MS and PE"),  # either means several things
         ("", ""),
     ],
 )
-def test_expand_writes_out_abbreviations(text: str, expected: str) -> None:
+def test_expand_puts_a_text_in_the_books_words(text: str, expected: str) -> None:
     assert expand(text) == expected
 
 
