@@ -70,26 +70,27 @@ class Mark(Shape):
     code: str
 
 
-class Window(Shape):
-    """Analyze's question about a window of a note."""
+class Asked(Shape):
+    """What an agent asks about a document, the reply that is right, and a thought before it."""
 
-    task: Literal["analyze"] = "analyze"
     document: str
     messages: tuple[Message, ...]
     thought: str
     reply: str
+
+
+class Window(Asked):
+    """Analyze's question about a window of a note."""
+
+    task: Literal["analyze"] = "analyze"
     passage: Note
     marks: tuple[Mark, ...]
 
 
-class Question(Shape):
+class Question(Asked):
     """Verify's question about a candidate."""
 
     task: Literal["verify"] = "verify"
-    document: str
-    messages: tuple[Message, ...]
-    thought: str
-    reply: str
     texts: tuple[str, str]  # as the cross-encoder reads it
 
 
