@@ -165,16 +165,18 @@ def segment(weighed: Iterable[tuple[Mention, float]]) -> list[Mention]:
 async def ask(note: Note, context: Context, trace: Trace) -> list[Term]:
     """The terms that the language model finds, window by window."""
     terms: dict[Span, Term] = {}
-    for window in windows(context.reader.sentences(note.text), context.settings.analyze):
-        passage = note.span(window[0].tokens.start_char, window[-1].tokens.end_char)
-        messages = conversation("analyze", text=passage.text, policy=context.settings.policy)
-        try:
-            reply = await context.ask().chat(messages, Reply)
-        except ReplyError as error:
-            trace.heard("analyze", error.raw)
+    read = list(windows(context.reader.sentences(note.text), context.settings.analyze))
+    passages = [note.span(one[0].tokens.start_char, one[-1].tokens.end_char) for one in read]
+    questions = [
+        conversation("analyze", text=passage.text, policy=context.settings.policy)
+        for passage in passages
+    ]
+    replies = await context.ask().chat(questions, Reply)
+    for window, passage, reply in zip(read, passages, replies, strict=True):
+        trace.heard("analyze", reply.raw)
+        if isinstance(reply, ReplyError):
             trace.drop(f"window {passage.start}:{passage.end}", "the model's reply is not usable")
             continue
-        trace.heard("analyze", reply.raw)
         for quoted in reply.value.terms:
             quote = find(note, passage, quoted.quote)
             if quote is None:

@@ -10,7 +10,7 @@ import json
 import random
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -557,38 +557,54 @@ class Judge:
         return [(asked, raw, hear(asked, raw)) for asked, raw in replies]
 
 
-async def answer(item: Item, model: LanguageModel) -> str:
-    """What a model replies, however bad."""
-    if isinstance(item, Question):
-        [shares] = await model.choose([item.messages], ANSWERS)
-        return ANSWERS[shares.index(max(shares))]
-    try:
-        return (await model.chat(item.messages, Reply)).raw
-    except ReplyError as error:
-        return error.raw
+async def answers(items: Sequence[Item], model: LanguageModel) -> list[str]:
+    """What a model replies to each item, however bad."""
+    chosen = iter(await model.choose(_asked(items, Question), ANSWERS))
+    written = iter(await model.chat(_asked(items, Window), Reply))
+    return [
+        _likelier(next(chosen)) if isinstance(one, Question) else next(written).raw for one in items
+    ]
 
 
-async def mistake(place: int, judge: Judge, model: LanguageModel) -> Preference | None:
-    """The right reply to an item of the judge and the model's own; None if that is as good."""
-    item = judge.items[place]
-    own = await answer(item, model)
-    replies = [[{"content": item.reply}], [{"content": own}]]
-    right, said = judge.correct(replies, [place, place])
-    if said >= right:
-        return None
-    if isinstance(item, Question) and isinstance(model, LocalModel):
-        own = await model.think(item.messages) + own
-    return Preference(messages=item.messages, reply=item.reply, rejected=own)
+async def mistakes(
+    places: Sequence[int], judge: Judge, model: LanguageModel
+) -> list[Preference | None]:
+    """The right reply to items of the judge and the model's own; None where that is as good."""
+    items = [judge.items[place] for place in places]
+    own = await answers(items, model)
+    right, said = (
+        judge.correct([[{"content": one}] for one in replies], places)
+        for replies in ([item.reply for item in items], own)
+    )
+    # A choice is made after a thought, which `choose` keeps to itself.
+    thoughts = iter(
+        await model.think(_asked(items, Question)) if isinstance(model, LocalModel) else []
+    )
+    before = [next(thoughts, "") if isinstance(item, Question) else "" for item in items]
+    return [
+        Preference(messages=item.messages, reply=item.reply, rejected=thought + reply)
+        if score < best
+        else None
+        for item, thought, reply, score, best in zip(items, before, own, said, right, strict=True)
+    ]
 
 
 async def outcomes(items: Sequence[Item], model: LanguageModel) -> list[Heard | float]:
     """What inference gets of a model: for windows terms, for questions how probable yes is."""
-    questions = [one.messages for one in items if isinstance(one, Question)]
-    shares = iter(await model.choose(questions, ANSWERS))
+    chosen = iter(await model.choose(_asked(items, Question), ANSWERS))
+    written = iter(await model.chat(_asked(items, Window), Reply))
     return [
-        next(shares)[0] if isinstance(one, Question) else hear(one, await answer(one, model))
+        next(chosen)[0] if isinstance(one, Question) else hear(one, next(written).raw)
         for one in items
     ]
+
+
+def _asked(items: Iterable[Item], kind: type[Item]) -> list[tuple[Message, ...]]:
+    return [one.messages for one in items if isinstance(one, kind)]
+
+
+def _likelier(shares: Sequence[float]) -> str:
+    return ANSWERS[shares.index(max(shares))]
 
 
 async def score(items: Sequence[Item], model: LanguageModel) -> dict[str, float]:

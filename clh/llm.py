@@ -76,6 +76,14 @@ class Reply(Generic[SchemaT]):
                 f"the reply is not a valid {schema.__name__}: {where}: {first['msg']}", raw
             ) from error
 
+    @classmethod
+    def hear(cls, raw: str, schema: type[SchemaT]) -> "Self | ReplyError":
+        """As `parse`, but the error is what comes back."""
+        try:
+            return cls.parse(raw, schema)
+        except ReplyError as error:
+            return error
+
 
 def spoken(raw: str) -> str:
     """A reply without the thought in front of it."""
@@ -99,15 +107,20 @@ class LanguageModel(Protocol):
         """Names the model in outputs and audit, for example `SmolLM2-135M-Instruct@7ef915c9`."""
         ...
 
-    async def chat(self, messages: Messages, schema: type[SchemaT]) -> Reply[SchemaT]:
-        """The model's answer to a conversation, as an object of `schema`.
+    async def chat(
+        self, conversations: Sequence[Messages], schema: type[SchemaT]
+    ) -> list[Reply[SchemaT] | ReplyError]:
+        """The model's answer to each conversation, as an object of `schema`.
 
-        A model writes better, and stops surely, if the schema forbids extra fields and bounds its
-        strings and lists.
+        Ask all questions about one note in one call: they are answered side by side. A model
+        writes better, and stops surely, if the schema forbids extra fields and bounds its strings
+        and lists.
+
+        Returns:
+            An answer for each conversation; the error for one that is no such object.
 
         Raises:
-            InputError: the conversation does not fit the model's context window.
-            ReplyError: the model answered something else.
+            InputError: a conversation does not fit the model's context window.
             ServerError: the model cannot be reached.
 
         """
@@ -138,14 +151,14 @@ class LanguageModel(Protocol):
 class LocalModel:
     """A causal language model that runs in this process, on the GPU if there is one.
 
-    Decoding is greedy, so the same conversation gets the same answer. Message contents reach the
+    Decoding is greedy, so the same conversations get the same answers. Message contents reach the
     model as they are and as text only: `<|im_end|>` in a note ends no turn.
 
     Args:
         name: any instruct model that `clh.models.resolve` finds.
         cache_dir: where converted weights are kept.
         max_tokens: the length of a reply after which `chat` closes its JSON, with a warning.
-        batch_size: how many sequences `choose` computes at once.
+        batch_size: how many sequences are computed at once.
         think: whether a short `<think>…</think>` comes before each answer and each choice.
         dtype: of weights and activations; by default bfloat16 where the processor computes in it,
             else float32.
@@ -197,13 +210,15 @@ class LocalModel:
         # One worker thread: requests queue, and the event loop stays free.
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="clh-llm")
 
-    async def chat(self, messages: Messages, schema: type[SchemaT]) -> Reply[SchemaT]:
+    async def chat(
+        self, conversations: Sequence[Messages], schema: type[SchemaT]
+    ) -> list[Reply[SchemaT] | ReplyError]:
         """See `LanguageModel.chat`.
 
         A grammar made from the schema masks every token that cannot lead to a valid object.
         """
-        raw = await self._run(lambda: self._generate(messages, schema.model_json_schema()))
-        return Reply.parse(raw, schema)
+        raws = await self._run(lambda: self._generate(conversations, schema.model_json_schema()))
+        return [Reply.hear(raw, schema) for raw in raws]
 
     async def choose(
         self, conversations: Sequence[Messages], options: Sequence[str]
@@ -211,12 +226,13 @@ class LocalModel:
         """See `LanguageModel.choose`; an option's probability is that of all its tokens."""
         return await self._run(lambda: self._score(conversations, options))
 
-    async def think(self, messages: Messages) -> str:
-        """What the model writes before it answers, marks and all; "" unless it is to think."""
+    async def think(self, conversations: Sequence[Messages]) -> list[str]:
+        """What the model writes before each answer, marks and all; "" unless it is to think."""
         if not self._think:
-            return ""
-        ids = self._encode(messages)
-        return await self._run(lambda: self._decode(self._ponder(ids, self._new_cache())))
+            return [""] * len(conversations)
+        prompts = list(map(self._encode, conversations))
+        thoughts = await self._run(lambda: self._write(prompts, _THINKING, _THOUGHT))
+        return list(map(self._decode, thoughts))
 
     async def _run(self, work: Callable[[], T]) -> T:
         import torch
@@ -227,7 +243,7 @@ class LocalModel:
 
         return await asyncio.get_running_loop().run_in_executor(self._worker, run)
 
-    def _generate(self, messages: Messages, schema: dict[str, Any]) -> str:
+    def _generate(self, conversations: Sequence[Messages], schema: dict[str, Any]) -> list[str]:
         from llguidance import LLMatcher
 
         # One way to write each object, that of json.dumps: whitespace would be room to ramble.
@@ -239,45 +255,80 @@ class LocalModel:
                 "key_separator": ": ",
             },
         )
-        prompt, cache = self._encode(messages), self._new_cache()
-        thought = self._ponder(prompt, cache) if self._think else []
-        reply = self._write([*prompt, *thought], grammar, cache, self._max_tokens)
-        if len(reply) > self._max_tokens:
-            _log.warning("a reply of %s was closed after %d tokens", self.id, self._max_tokens)
-        return self._decode(thought + reply)
+        prompts = list(map(self._encode, conversations))
+        thoughts = self._ponder(prompts)
+        asked = [[*one, *thought] for one, thought in zip(prompts, thoughts, strict=True)]
+        replies = self._write(asked, grammar, self._max_tokens)
+        for reply in replies:
+            if len(reply) > self._max_tokens:
+                _log.warning("a reply of %s was closed after %d tokens", self.id, self._max_tokens)
+        return [self._decode(a + b) for a, b in zip(thoughts, replies, strict=True)]
 
-    def _ponder(self, ids: list[int], cache: "DynamicCache") -> list[int]:
-        """The thought that comes after `ids`."""
-        return self._write(ids, _THINKING, cache, _THOUGHT)
+    def _ponder(self, prompts: Sequence[list[int]]) -> list[list[int]]:
+        """The thought that comes after each prompt, empty unless the model is to think."""
+        return self._write(prompts, _THINKING, _THOUGHT) if self._think else [[] for _ in prompts]
 
-    def _write(self, ids: list[int], grammar: str, cache: "DynamicCache", most: int) -> list[int]:
-        """What comes after `ids`, whose first `cache` may hold; closed after `most` tokens."""
+    def _write(self, prompts: Sequence[list[int]], grammar: str, most: int) -> list[list[int]]:
+        """What comes after each prompt, closed after `most` tokens or cut at the window's end."""
+        shared, prefix = self._read_prefix(prompts)
+        self._check_fits(max(map(len, prompts), default=0) + most)
+        written: list[list[int]] = []
+        for start in range(0, len(prompts), self._batch_size):
+            batch = [one[shared:] for one in prompts[start : start + self._batch_size]]
+            written += self._continue(batch, prefix, grammar, most)
+        return written
+
+    def _continue(
+        self, rows: Sequence[list[int]], prefix: "DynamicCache", grammar: str, most: int
+    ) -> list[list[int]]:
+        """What comes after `prefix` and each row, row by row a token at a time."""
         import torch
         from llguidance import LLMatcher
 
-        self._check_fits(len(ids) + most)
-        matcher = LLMatcher(self._grammar_tokenizer, grammar)
+        matchers = [LLMatcher(self._grammar_tokenizer, grammar) for _ in rows]
+        written: list[list[int]] = [[] for _ in rows]
+        unread = [[*row] for row in rows]
         closing = self._closing_bias()
-        written: list[int] = []
-        while not matcher.is_stopped():
-            # Tokens that the grammar leaves no choice about cost no step of their own.
-            if forced := matcher.compute_ff_tokens():
-                matcher.consume_tokens(forced)
-                written += forced
-                continue
-            if len(ids) + len(written) >= self._window:
-                raise ReplyError("the reply does not fit the context window", self._decode(written))
-            unread = [*ids, *written][cache.get_seq_length() :]
-            scores = self._forward([unread], cache, keep=1)[0, -1]
-            if len(written) >= most:
-                scores = scores + closing
-            allowed = torch.frombuffer(bytearray(matcher.compute_logit_bias()), dtype=torch.uint8)
-            token = int(scores.masked_fill(allowed == 0, -torch.inf).argmax())
-            matcher.consume_token(token)
-            written.append(token)
-        if matcher.is_error():
-            reason = matcher.get_error().partition("\n")[0]
-            raise InputError(f"cannot constrain replies to the schema: {reason}")
+        cache = copy.deepcopy(prefix)
+        cache.batch_repeat_interleave(len(rows))
+        seen = torch.ones(len(rows), cache.get_seq_length(), dtype=torch.long)
+        live = list(range(len(rows)))
+        while True:
+            for row in live:  # tokens that the grammar leaves no choice about cost no step
+                forced = matchers[row].compute_ff_tokens()
+                matchers[row].consume_tokens(forced)
+                written[row] += forced
+                unread[row] += forced
+            kept = [
+                place
+                for place, row in enumerate(live)
+                if not matchers[row].is_stopped()
+                and int(seen[place].sum()) + len(unread[row]) < self._window
+            ]
+            if len(kept) < len(live):
+                live, seen = [live[place] for place in kept], seen[kept]
+                cache.batch_select_indices(torch.tensor(kept, dtype=torch.long))
+            if not live:
+                break
+            # Padding stands to the left, so that each row's last token is in the last column.
+            width = max(len(unread[row]) for row in live)
+            blanks = [width - len(unread[row]) for row in live]
+            padded = [[0] * blank + unread[row] for blank, row in zip(blanks, live, strict=True)]
+            new = torch.tensor([[0] * blank + [1] * (width - blank) for blank in blanks])
+            seen = torch.cat([seen, new], dim=1)
+            scores = self._forward(padded, cache, keep=1, seen=seen)[:, -1]
+            for place, row in enumerate(live):
+                matcher = matchers[row]
+                bias = closing if len(written[row]) >= most else 0
+                mask = torch.frombuffer(bytearray(matcher.compute_logit_bias()), dtype=torch.uint8)
+                token = int((scores[place] + bias).masked_fill(mask == 0, -torch.inf).argmax())
+                matcher.consume_token(token)
+                written[row].append(token)
+                unread[row] = [token]
+        for matcher in matchers:
+            if matcher.is_error():
+                reason = matcher.get_error().partition("\n")[0]
+                raise InputError(f"cannot constrain replies to the schema: {reason}")
         return written
 
     def _closing_bias(self) -> "torch.Tensor":
@@ -302,12 +353,9 @@ class LocalModel:
         prompts = [self._encode(messages) for messages in conversations]
         self._check_fits(max(map(len, prompts)))
 
-        shared = min(_common_prefix(prompts), min(map(len, prompts)) - 1)
-        prefix = self._new_cache()
-        if shared:
-            self._forward([prompts[0][:shared]], prefix, keep=1)
-        if self._think:
-            prompts = [[*one, *self._ponder(one, copy.deepcopy(prefix))] for one in prompts]
+        thoughts = self._ponder(prompts)
+        prompts = [[*one, *thought] for one, thought in zip(prompts, thoughts, strict=True)]
+        shared, prefix = self._read_prefix(prompts)
 
         # An option's last token is predicted, never read: options of one token share a row.
         uses: dict[tuple[int, ...], list[tuple[int, int]]] = defaultdict(list)
@@ -336,25 +384,40 @@ class LocalModel:
         probabilities: list[list[float]] = scores.double().softmax(-1).tolist()
         return probabilities
 
+    def _read_prefix(self, prompts: Sequence[list[int]]) -> tuple[int, "DynamicCache"]:
+        """How many tokens all prompts begin with, less their last ones, and what comes of these."""
+        from transformers import DynamicCache
+
+        cache = DynamicCache(config=self._model.config)
+        shared = min(_common_prefix(prompts), *(len(one) - 1 for one in prompts)) if prompts else 0
+        if shared:
+            self._forward([prompts[0][:shared]], cache, keep=1)
+        return shared, cache
+
     def _forward(
-        self, rows: Sequence[Sequence[int]], cache: "DynamicCache", keep: int
+        self,
+        rows: Sequence[Sequence[int]],
+        cache: "DynamicCache",
+        keep: int,
+        seen: "torch.Tensor | None" = None,
     ) -> "torch.Tensor":
         """The logits after each of the last `keep` tokens of equally long rows, in float32.
 
-        The rows continue what `cache` holds, and are added to it.
+        The rows continue what `cache` holds, and are added to it. `seen`, a row for each, is 0 for
+        tokens of cache and row that are padding, which others neither see nor count.
         Shape: rows, keep, vocabulary.
         """
         import torch
 
         ids = torch.tensor(rows, device=self._device)
-        output = self._model(ids, past_key_values=cache, use_cache=True, logits_to_keep=keep)
+        places = None
+        if seen is not None:
+            seen = seen.to(self._device)
+            places = (seen.cumsum(dim=1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+        # By its place, for releases of transformers differ in what they call the cache.
+        output = self._model(ids, seen, places, cache, use_cache=True, logits_to_keep=keep)
         logits: torch.Tensor = output.logits.float().cpu()
         return logits
-
-    def _new_cache(self) -> "DynamicCache":
-        from transformers import DynamicCache
-
-        return DynamicCache(config=self._model.config)
 
     def _encode(self, messages: Messages) -> list[int]:
         """The tokens of a conversation, up to where the model's answer begins.
@@ -413,7 +476,7 @@ class LangChainModel:
     Args:
         model: the LangChain model; set it to temperature 0.
         id: what to report as the model's name.
-        concurrency: how many requests one `choose` has under way.
+        concurrency: how many requests one call has under way.
 
     """
 
@@ -424,15 +487,26 @@ class LangChainModel:
         self._model = model
         self._concurrency = concurrency
 
-    async def chat(self, messages: Messages, schema: type[SchemaT]) -> Reply[SchemaT]:
+    async def chat(
+        self, conversations: Sequence[Messages], schema: type[SchemaT]
+    ) -> list[Reply[SchemaT] | ReplyError]:
         """See `LanguageModel.chat`."""
         # The schema as a dict: given the class, the client would parse, and lose a bad reply.
         model = self._model.with_structured_output(schema.model_json_schema(), include_raw=True)
-        with _server_errors(self.id):
-            answer = await model.ainvoke(_turns(messages))
-        message: AIMessage = answer["raw"]  # type: ignore[index]  # a dict, by include_raw
-        calls = message.tool_calls  # how models without a JSON mode answer
-        return Reply.parse(json.dumps(calls[0]["args"]) if calls else message.text, schema)
+        gate = asyncio.Semaphore(self._concurrency)
+
+        async def ask(messages: Messages) -> Reply[SchemaT] | ReplyError:
+            try:
+                async with gate:
+                    with _server_errors(self.id):
+                        answer = await model.ainvoke(_turns(messages))
+            except ReplyError as error:
+                return error
+            message: AIMessage = answer["raw"]  # type: ignore[index]  # a dict, by include_raw
+            calls = message.tool_calls  # how models without a JSON mode answer
+            return Reply.hear(json.dumps(calls[0]["args"]) if calls else message.text, schema)
+
+        return await asyncio.gather(*map(ask, conversations))
 
     async def choose(
         self, conversations: Sequence[Messages], options: Sequence[str]

@@ -18,6 +18,8 @@ from pydantic import PositiveFloat
 from clh import runs
 from clh.training import language, loop
 
+_AT_ONCE = 16  # questions that the base answers between two lines of pairs.jsonl
+
 
 class Recipe(language.Recipe):
     """What recipes/run_dpo.yaml says."""
@@ -46,9 +48,12 @@ def main() -> int:
         base = LocalModel(
             recipe.base, cache_dir, max_tokens=recipe.reply_tokens, think=recipe.think
         )
-        for place in tqdm(range(done, len(judge.items)), unit="question"):
-            pair = asyncio.run(tasks.mistake(place, judge, base))
-            lessons.folder.append("null" if pair is None else pair.model_dump_json())
+        with tqdm(total=len(judge.items), initial=done, unit="question") as bar:
+            for start in range(done, len(judge.items), _AT_ONCE):
+                places = range(start, min(start + _AT_ONCE, len(judge.items)))
+                for pair in asyncio.run(tasks.mistakes(places, judge, base)):
+                    lessons.folder.append("null" if pair is None else pair.model_dump_json())
+                    bar.update()
     pairs = [
         tasks.Preference.model_validate_json(line)
         for line in lessons.folder.lines("pairs.jsonl")

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel
 
+from clh.errors import ReplyError
 from clh.icd.tabular import CodeSystem, Entry, Heading
 from clh.llm import Messages, Reply, SchemaT
 from clh.retrieval.lexical import content_words
@@ -39,14 +40,22 @@ class QueuedModel:
         self.chats: list[Messages] = []
         self.choices: list[Messages] = []
 
-    async def chat(self, messages: Messages, schema: type[SchemaT]) -> Reply[SchemaT]:
+    async def chat(
+        self, conversations: Sequence[Messages], schema: type[SchemaT]
+    ) -> list[Reply[SchemaT] | ReplyError]:
         """See `clh.llm.LanguageModel.chat`."""
-        self.chats.append(messages)
+        self.chats.extend(conversations)
+        return [self._reply(schema) for _ in conversations]
+
+    def _reply(self, schema: type[SchemaT]) -> Reply[SchemaT] | ReplyError:
         reply = self._replies.popleft()
+        if isinstance(reply, ReplyError):
+            return reply
         if isinstance(reply, Exception):
             raise reply
-        raw = reply.model_dump_json() if isinstance(reply, BaseModel) else reply
-        return Reply.parse(raw, schema)
+        return Reply.hear(
+            reply.model_dump_json() if isinstance(reply, BaseModel) else reply, schema
+        )
 
     async def choose(
         self, conversations: Sequence[Messages], options: Sequence[str]

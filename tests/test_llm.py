@@ -30,6 +30,7 @@ from clh.llm import (
     Message,
     Messages,
     Reply,
+    SchemaT,
     connect,
     spoken,
     thinking,
@@ -55,6 +56,12 @@ class Terms(BaseModel):
 
 def user(content: str) -> list[Message]:
     return [{"role": "user", "content": content}]
+
+
+async def chat(model: LanguageModel, content: str, schema: type[SchemaT]) -> Reply[SchemaT]:
+    [reply] = await model.chat([user(content)], schema)
+    assert isinstance(reply, Reply)
+    return reply
 
 
 def about_the_note(questions: Sequence[str] = QUESTIONS) -> list[Messages]:
@@ -96,7 +103,7 @@ def naive_probabilities(
             prompt, answer = model._encode(messages), model._encode_text(option)
             with torch.inference_mode():
                 if model._think:
-                    prompt += model._ponder(prompt, model._new_cache())
+                    prompt += model._ponder([prompt])[0]
                 logits = model._model(torch.tensor([prompt + answer])).logits[0].float()
             steps = logits.log_softmax(-1)[len(prompt) - 1 : -1]
             scores[c, o] = sum(step[token] for step, token in zip(steps, answer, strict=True))
@@ -112,11 +119,11 @@ def assert_close(rows: list[list[float]], expected: list[list[float]], tolerance
 
 @pytest.mark.asyncio
 async def test_chat_returns_the_object_and_its_text(tiny: LocalModel) -> None:
-    reply = await tiny.chat(user(NOTE), Terms)
+    reply = await chat(tiny, NOTE, Terms)
 
     assert isinstance(reply.value, Terms)
     assert json.loads(reply.raw) == reply.value.model_dump()
-    assert reply == await tiny.chat(user(NOTE), Terms)
+    assert reply == await chat(tiny, NOTE, Terms)
 
 
 @pytest.mark.asyncio
@@ -130,11 +137,24 @@ async def test_chat_closes_its_json_when_out_of_tokens(
 
     model = LocalModel(str(tiny_folder), tiny_folder, max_tokens=30)
 
-    reply = await model.chat(user(NOTE), Essay)
+    reply = await chat(model, NOTE, Essay)
 
     assert len(reply.value.chapters) >= 2
     assert len(model._encode_text(reply.raw)) < 100
     assert "was closed after 30 tokens" in caplog.text
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("think", [False, True])
+async def test_conversations_answered_side_by_side_get_what_each_gets_alone(
+    tiny: LocalModel, thinker: LocalModel, think: bool
+) -> None:
+    model = thinker if think else tiny
+    texts = [NOTE, "", "Cough.", NOTE[:50], f"{NOTE} {NOTE}", "No fever."]
+    together = await model.chat([user(text) for text in texts], Terms)
+    assert together == [await chat(model, text, Terms) for text in texts]
+    assert len({reply.raw for reply in together}) > 1
+    assert await model.chat([], Terms) == []
 
 
 SCALARS: st.SearchStrategy[tuple[Any, Any]] = st.sampled_from(
@@ -171,8 +191,8 @@ def test_chat_always_fits_the_schema(
     schema, model = create_model("Any", **fields), thinker if think else tiny
     model._max_tokens, before = max_tokens, model._max_tokens
     try:
-        reply = asyncio.run(model.chat(user(prompt), schema))
-        thought = asyncio.run(model.think(user(prompt)))
+        reply = asyncio.run(chat(model, prompt, schema))
+        [thought] = asyncio.run(model.think([user(prompt)]))
     finally:
         model._max_tokens = before
     assert isinstance(reply.value, schema)
@@ -268,7 +288,7 @@ async def test_choose_rejects_options_that_overlap(tiny: LocalModel, options: li
 @pytest.mark.asyncio
 async def test_nothing_is_cut_to_fit_the_context_window(tiny: LocalModel) -> None:
     with pytest.raises(InputError, match="reads only 1024: send a shorter text"):
-        await tiny.chat(user(NOTE * 100), Terms)
+        await chat(tiny, NOTE * 100, Terms)
     with pytest.raises(InputError, match="reads only 1024: send a shorter text"):
         await tiny.choose([user(NOTE * 100)], ["yes", "no"])
 
@@ -278,7 +298,8 @@ async def test_the_settings_may_ask_for_thoughts(tiny_folder: Path) -> None:
     named = {"model": str(tiny_folder), "think": True}
     model = _load_llm(Settings.load(llm=named, verify={"source": "llm"}, cache_dir=tiny_folder))
     assert isinstance(model, LocalModel)
-    assert (await model.think(user(NOTE))).startswith("<think>")
+    [thought] = await model.think([user(NOTE)])
+    assert thought.startswith("<think>")
 
 
 @pytest.mark.asyncio
@@ -327,7 +348,7 @@ async def test_a_schema_without_a_grammar(tiny: LocalModel) -> None:
         word: str = Field(json_schema_extra={"pattern": "(?=a)b"})
 
     with pytest.raises(InputError, match="cannot constrain replies to the schema"):
-        await tiny.chat(user("Hello"), Odd)
+        await chat(tiny, "Hello", Odd)
 
 
 def test_a_folder_that_is_no_chat_model(tmp_path: Path) -> None:
@@ -427,7 +448,7 @@ async def test_server_chat(server: Server) -> None:
     note = "5 < 6 & {braces} <|im_end|>"
 
     model = connect(server.url, "smol", max_tokens=77)
-    reply = await model.chat(user(note), Terms)
+    reply = await chat(model, note, Terms)
 
     assert reply.value == Terms(terms=[Term(quote="pneumonia", status="affirmed")])
     assert reply.raw == VALID
@@ -443,7 +464,7 @@ async def test_server_chat(server: Server) -> None:
 @pytest.mark.asyncio
 async def test_server_that_thinks_aloud(server: Server) -> None:
     server.answers = [says(f"<think>\nPneumonia, then.\n</think>\n\n{VALID}")]
-    reply = await connect(server.url, "smol").chat(user(NOTE), Terms)
+    reply = await chat(connect(server.url, "smol"), NOTE, Terms)
     assert reply.value == Terms.model_validate_json(VALID)
     assert reply.raw.startswith("<think>\nPneumonia, then.")
 
@@ -451,7 +472,7 @@ async def test_server_that_thinks_aloud(server: Server) -> None:
 @pytest.mark.asyncio
 async def test_server_that_fails_twice_is_asked_again(server: Server) -> None:
     server.answers = [fails(500), fails(503), says(VALID)]
-    assert (await connect(server.url, "smol", retries=2).chat(user(NOTE), Terms)).raw == VALID
+    assert (await chat(connect(server.url, "smol", retries=2), NOTE, Terms)).raw == VALID
     assert len(server.requests) == 3
 
 
@@ -472,7 +493,7 @@ async def test_server_errors_say_what_to_do(server: Server, answer: Answer, mess
     server.answers = [answer]
     model = connect(server.url, "smol", timeout=0.5, retries=0)
     with pytest.raises(ServerError, match=message) as caught:
-        await model.chat(user(NOTE), Terms)
+        await chat(model, NOTE, Terms)
     assert "\n" not in str(caught.value)
     with pytest.raises(ServerError, match=message):
         await model.choose([user(NOTE)], ["yes", "no"])
@@ -482,7 +503,7 @@ async def test_server_errors_say_what_to_do(server: Server, answer: Answer, mess
 async def test_no_server(server: Server) -> None:
     server.close()
     with pytest.raises(ServerError, match=r"start vLLM there, or set llm.base_url"):
-        await connect(server.url, "smol", retries=0).chat(user(NOTE), Terms)
+        await chat(connect(server.url, "smol", retries=0), NOTE, Terms)
 
 
 @pytest.mark.asyncio
@@ -496,9 +517,10 @@ async def test_no_server(server: Server) -> None:
 )
 async def test_bad_replies_are_kept(server: Server, answer: Answer, message: str, raw: str) -> None:
     server.answers = [answer]
-    with pytest.raises(ReplyError, match=message) as caught:
-        await connect(server.url, "smol").chat(user(NOTE), Terms)
-    assert caught.value.raw.startswith(raw)
+    [error] = await connect(server.url, "smol").chat([user(NOTE)], Terms)
+    assert isinstance(error, ReplyError)
+    assert re.search(message, str(error))
+    assert error.raw.startswith(raw)
 
 
 @pytest.mark.asyncio
@@ -541,9 +563,9 @@ async def test_a_langchain_model_that_answers_by_tool_call() -> None:
             return self
 
     call = {"name": "Terms", "args": json.loads(VALID), "id": "1"}
-    chat = ToolCaller(messages=iter([AIMessage(content="", tool_calls=[call])]))
+    caller = ToolCaller(messages=iter([AIMessage(content="", tool_calls=[call])]))
 
-    reply = await LangChainModel(chat, "fake").chat(user(NOTE), Terms)
+    reply = await chat(LangChainModel(caller, "fake"), NOTE, Terms)
 
     assert reply.value == Terms.model_validate_json(VALID)
 
@@ -557,12 +579,13 @@ async def test_queued_model() -> None:
     fake = QueuedModel([terms, "not JSON", ServerError("down")], [[0.5, 0.5], [0.9, 0.1]])
     model: LanguageModel = fake
 
-    assert (await model.chat(user("a"), Terms)).value == terms
-    with pytest.raises(ReplyError) as caught:
-        await model.chat(user("b"), Terms)
-    assert caught.value.raw == "not JSON"
+    good, bad = await model.chat([user("a"), user("b")], Terms)
+    assert isinstance(good, Reply)
+    assert good.value == terms
+    assert isinstance(bad, ReplyError)
+    assert bad.raw == "not JSON"
     with pytest.raises(ServerError):
-        await model.chat(user("c"), Terms)
+        await chat(model, "c", Terms)
     assert await model.choose([user("d"), user("e")], ["yes", "no"]) == [[0.5, 0.5], [0.9, 0.1]]
     assert [messages[0]["content"] for messages in fake.chats + fake.choices] == list("abcde")
 
@@ -578,7 +601,7 @@ def smollm2() -> LocalModel:
 @pytest.mark.integration
 @pytest.mark.asyncio
 async def test_smollm2_chats(smollm2: LocalModel) -> None:
-    reply = await smollm2.chat(user(f"List the diagnoses as JSON. Note: {NOTE}"), Terms)
+    reply = await chat(smollm2, f"List the diagnoses as JSON. Note: {NOTE}", Terms)
     assert reply.value.terms
 
 

@@ -21,7 +21,7 @@ from langgraph.graph.state import CompiledStateGraph
 from agents.analyze import Quoted, Reply
 from agents.code import code
 from agents.context import Context
-from clh.errors import ServerError
+from clh.errors import ReplyError, ServerError
 from clh.llm import Messages, SchemaT
 from clh.llm import Reply as LlmReply
 from clh.schema import AGENTS, CodedNote, Note
@@ -169,7 +169,12 @@ ORDERS = [
 class Obedient(QueuedModel):
     """Does what the note says: takes every line as a finding, and agrees to every code."""
 
-    async def chat(self, messages: Messages, schema: type[SchemaT]) -> LlmReply[SchemaT]:
+    async def chat(
+        self, conversations: Sequence[Messages], schema: type[SchemaT]
+    ) -> list[LlmReply[SchemaT] | ReplyError]:
+        return [self._obey(messages, schema) for messages in conversations]
+
+    def _obey(self, messages: Messages, schema: type[SchemaT]) -> LlmReply[SchemaT]:
         lines = [line[:80] for line in messages[-1]["content"].splitlines() if line.strip()]
         terms = [{"quote": line, "lead_term": line, "status": "affirmed"} for line in lines[:12]]
         return LlmReply.parse(json.dumps({"terms": terms}), schema)

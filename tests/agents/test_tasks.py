@@ -24,7 +24,7 @@ from agents.tasks import (
     ask,
     draw,
     hear,
-    mistake,
+    mistakes,
     said,
     score,
     thoughtful,
@@ -422,7 +422,7 @@ async def test_one_answer_to_all_questions_cannot_be_ranked(judge: Judge) -> Non
 
 async def test_mistakes_are_kept_beside_what_is_right(judge: Judge) -> None:
     model = QueuedModel([reply(COUGH), "{"], [(0.4, 0.6), (0.4, 0.6)])
-    found = [await mistake(place, judge, model) for place in (0, 0, 1, 2)]
+    found = await mistakes([0, 0, 1, 2], judge, model)
     window, yes, _ = judge.items
     assert [one and (one.messages, one.reply, one.rejected) for one in found] == [
         (window.messages, window.reply, reply(COUGH)),
@@ -438,12 +438,13 @@ async def test_mistakes_of_a_model_that_thinks_are_kept_with_its_thoughts(
     folder = tiny_llama(tmp_path / "tiny", SENTENCES, window=4096)
     model = LocalModel(str(folder), tmp_path, max_tokens=30, think=True)
     learning = Judge([thoughtful(item) for item in judge.items], judge._context)
-    found = [await mistake(place, learning, model) for place in range(3)]
+    found = await mistakes(range(3), learning, model)
     assert found[0] is not None
     assert [one is None for one in found[1:]].count(True) == 1  # it says the same to both
     for item, one in zip(judge.items, found, strict=True):
         if one is not None:
             assert one.reply == thinking(item.thought, item.reply)
-            assert one.rejected.startswith(await model.think(item.messages))
+            [thought] = await model.think([item.messages])
+            assert one.rejected.startswith(thought)
             assert hear(item, one.rejected).usable
             assert spoken(one.rejected) != item.reply
