@@ -29,10 +29,12 @@ class Reading(Shape):
 
 
 class Considered(Reading):
-    """A reading of a document held out, and the log-odds that the retrieval gives its code."""
+    """A candidate of a document held out; the cross-encoder would read it if it is `likely`."""
 
     document: str
-    retrieval: float
+    likely: bool
+    retrieval: float  # in log-odds
+    rank: float
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class Lessons:
 
 
 def prepare(arguments: argparse.Namespace, recipe: Recipe) -> Lessons:
-    """The lessons of a run, made once, and its folder.
+    """The lessons of a run, made once, and its folder; nothing to learn if `arguments.encoder` has.
 
     Documents are split as by `tasks.prepare`, and candidates found as in inference, but with a
     prior that was counted on other documents. Raises InputError for data that cannot be used.
@@ -55,7 +57,8 @@ def prepare(arguments: argparse.Namespace, recipe: Recipe) -> Lessons:
     system = load_tabular()
     context = Context.load(settings, open_index(settings, system))
     split = tasks.Split.read(arguments, recipe)
-    folder = runs.Folder(arguments.output, split.config(context, recipe), ())
+    config = {**split.config(context, recipe), "encoder": arguments.encoder}
+    folder = runs.Folder(arguments.output, config, ())
     unseen = split.unseen(context.reader)
     rng = random.Random(recipe.seed)  # noqa: S311
 
@@ -85,8 +88,9 @@ def prepare(arguments: argparse.Namespace, recipe: Recipe) -> Lessons:
             for one in considered(example, knowing)
         ]
 
+    file = folder.path / "learned.jsonl"
     return Lessons(
-        learned=tasks.kept(folder.path / "learned.jsonl", TypeAdapter(Reading), learn),
+        learned=[] if arguments.encoder else tasks.kept(file, TypeAdapter(Reading), learn),
         held_out=tasks.kept(folder.path / "held_out.jsonl", TypeAdapter(Considered), hold_out),
         context=context,
         folder=folder,
@@ -131,7 +135,7 @@ def readings(
 
 
 def considered(example: Example, context: Context) -> list[Considered]:
-    """All that the cross-encoder would read of a document; right are the codes that it has.
+    """All candidates of a document, each at its best term; right are the codes that it has.
 
     Raises InputError as `tasks.located`.
     """
@@ -141,12 +145,15 @@ def considered(example: Example, context: Context) -> list[Considered]:
     for verdict in weigh(terms, found, context):
         odds = logit(verdict.probability)
         retrieval[verdict.code] = max(odds, retrieval.get(verdict.code, odds))
+    most = context.settings.verify.codes
     return [
         Considered(
             document=example.id,
             texts=texts(terms[position], one),
             right=context.system.reported(one.code) in gold,
+            likely=place < most,
             retrieval=retrieval[one.code],
+            rank=one.rank,
         )
-        for position, one in likeliest(found, context.settings.verify.codes)
+        for place, (position, one) in enumerate(likeliest(found, len(retrieval)))
     ]

@@ -44,7 +44,7 @@ def judge(
     if context.encoder is None or context.reading is None:
         return verdicts
     said = read(terms, candidates, context.encoder, context.settings.verify.codes)
-    return reconsider(verdicts, said, context.reading)
+    return reconsider(verdicts, candidates, said, context.reading)
 
 
 def consistent(term: Term, candidates: Sequence[Candidate]) -> list[Candidate]:
@@ -104,23 +104,36 @@ def texts(term: Term, candidate: Candidate) -> tuple[str, str]:
 
 
 def reconsider(
-    verdicts: Sequence[Verdict], said: Mapping[str, float], reading: Logistic
+    verdicts: Sequence[Verdict],
+    candidates: Sequence[Sequence[Candidate]],
+    said: Mapping[str, float],
+    reading: Logistic,
 ) -> list[Verdict]:
-    """The verdicts in the light of what the cross-encoder said of their codes."""
-    return [
-        verdict.model_copy(
-            update={
-                "probability": reading.probability(
-                    {"retrieval": logit(verdict.probability), "encoder": said[verdict.code]}
-                ),
-                "rationale": f"read in its sentence: {said[verdict.code]:+.1f}; "
-                + verdict.rationale,
-            }
+    """The verdicts in the light of what the cross-encoder said of their codes, if it read them."""
+    ranks = {(term, one.code): one.rank for term, found in enumerate(candidates) for one in found}
+
+    def again(verdict: Verdict) -> Verdict:
+        odds, rank = said.get(verdict.code), ranks[verdict.term, verdict.code]
+        probability = reading.probability(weighed(logit(verdict.probability), rank, odds))
+        why = "" if odds is None else f"read in its sentence: {odds:+.1f}; "
+        return verdict.model_copy(
+            update={"probability": probability, "rationale": why + verdict.rationale}
         )
-        if verdict.code in said
-        else verdict
-        for verdict in verdicts
-    ]
+
+    return list(map(again, verdicts))
+
+
+def weighed(retrieval: float, rank: float, said: float | None) -> dict[str, float]:
+    """What makes a candidate probable where a cross-encoder reads: log-odds, and locate's rank.
+
+    That a code was not read says something, too: there were so many more likely ones.
+    """
+    return {
+        "retrieval": retrieval,
+        "rank": rank,
+        "read": float(said is not None),
+        "encoder": 0.0 if said is None else said,
+    }
 
 
 def features(

@@ -8,44 +8,60 @@ learned. Candidates are found with a prior that was counted on other documents. 
 the same command goes on after the last checkpoint.
 
 Writes OUT/best, a cross-encoder that `verify.encoder` of the settings can name, with model.json
-(how probable a candidate is by it and the retrieval together) and metrics.json (of the documents
-held out, in folds); log.jsonl, the scores by epoch; learned.jsonl and held_out.jsonl, what is read;
-config.json; checkpoints.
+(how probable a candidate is by it, the retrieval and locate's rank together) and metrics.json (of
+the documents held out, in folds); log.jsonl, the scores by epoch; learned.jsonl and held_out.jsonl,
+what is read; config.json; checkpoints. With `--encoder NAME` that one is weighed anew, and none is
+trained: OUT/best then has model.json and metrics.json alone.
 """
 
 import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from clh import runs
-from clh.training import loop
+from clh.training import crossencoder, loop
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from agents.readings import Lessons
 
 
 def main() -> int:
     """Train, weigh, write."""
     flags = loop.parser(__doc__, "experiments/recipes/train_verifier.yaml")
+    flags.add_argument("--encoder", help="a trained one to weigh, as verify.encoder in clh.toml")
     arguments = flags.parse_args()
 
-    import numpy as np
-    import torch
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.metrics import average_precision_score, roc_auc_score
-    from sklearn.model_selection import GroupKFold, cross_val_predict
-    from transformers import set_seed
-
     from agents import readings
-    from clh import metrics, models
-    from clh.crossencoder import CrossEncoder, load_crossencoder, open_crossencoder
-    from clh.training import crossencoder
+    from clh.crossencoder import load_crossencoder
 
     recipe = runs.read_recipe(arguments.recipe, crossencoder.Recipe)
     lessons = readings.prepare(arguments, recipe)
+    best = lessons.folder.path / "best"
+    if arguments.encoder is None:
+        train(lessons, recipe)
+    encoder = load_crossencoder(arguments.encoder or str(best), lessons.context.settings)
+    logits = encoder.logits([one.texts for one in lessons.held_out if one.likely])
+    weights, report = weigh(lessons, logits.tolist(), recipe)
+    best.mkdir(exist_ok=True)
+    runs.write(best / "model.json", json.dumps(weights, indent=2) + "\n")
+    runs.write(
+        best / "metrics.json", json.dumps({"encoder": encoder.id, **report}, indent=2) + "\n"
+    )
+    print(json.dumps(report))
+    return 0
+
+
+def train(lessons: "Lessons", recipe: crossencoder.Recipe) -> None:
+    """Train the cross-encoder."""
+    import torch
+    from transformers import set_seed
+
+    from clh import models
+    from clh.crossencoder import CrossEncoder, open_crossencoder
+
     folder, settings = lessons.folder.path, lessons.context.settings
-    right = np.array([one.right for one in lessons.held_out])
-    pairs = [one.texts for one in lessons.held_out]
-
-    def scores(logits: np.ndarray) -> dict[str, float]:
-        precision = float(average_precision_score(right, logits))
-        return {loop.BEST: precision, "roc_auc": float(roc_auc_score(right, logits))}
-
     set_seed(recipe.seed)
     model, tokenizer = open_crossencoder(
         models.resolve(recipe.base, settings.cache_dir), torch.float32, to_train=True
@@ -59,39 +75,69 @@ def main() -> int:
         recipe,
         folder,
     )
+    likely = [one for one in lessons.held_out if one.likely]
 
     def scored() -> dict[str, float]:
         encoder = CrossEncoder(model, tokenizer, "", verify.max_tokens, verify.batch)
-        return scores(encoder.logits(pairs))
+        logits = encoder.logits([one.texts for one in likely])
+        return scores([one.right for one in likely], logits)
 
     loop.train(trainer, folder, scored, lambda to: crossencoder.save(model, tokenizer, to))
 
-    best = load_crossencoder(str(folder / "best"), settings)
-    logits = best.logits(pairs)
-    retrieval = np.array([one.retrieval for one in lessons.held_out])
-    x = np.column_stack([retrieval, logits])
-    regression = LogisticRegression(C=recipe.regularisation)
+
+def weigh(
+    lessons: "Lessons", logits: Sequence[float], recipe: crossencoder.Recipe
+) -> tuple[dict[str, object], dict[str, object]]:
+    """The weights of what is known of a candidate, and how good they are; logits are of the likely.
+
+    `likely` compares on the candidates that are read; `all` is of these and of the others.
+    """
+    import numpy as np
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import GroupKFold, cross_val_predict
+
+    from agents.verify import weighed
+    from clh import metrics
+
+    said = iter(logits)
+    known = [
+        weighed(one.retrieval, one.rank, next(said) if one.likely else None)
+        for one in lessons.held_out
+    ]
+    x = np.array([list(one.values()) for one in known])
+    right = np.array([one.right for one in lessons.held_out])
+    likely = np.array([one.likely for one in lessons.held_out])
     documents = [one.document for one in lessons.held_out]
+    regression = LogisticRegression(C=recipe.regularisation, max_iter=1000)
     probability = cross_val_predict(
         regression, x, right, groups=documents, cv=GroupKFold(recipe.folds), method="predict_proba"
     )[:, 1]
     report = {
         "documents": len({*documents}),
-        "candidates": len(right),
-        "retrieval": scores(retrieval),
-        "encoder": scores(logits),
-        "together": scores(probability),
+        "likely": {
+            "candidates": int(likely.sum()),
+            "retrieval": scores(right[likely], x[likely, 0]),
+            "rank": scores(right[likely], x[likely, 1]),
+            "encoder": scores(right[likely], np.array(logits)),
+            "together": scores(right[likely], probability[likely]),
+        },
+        "all": {"candidates": len(right), **scores(right, probability)},
         "calibration_error": metrics.expected_calibration_error(
             metrics.calibration(probability, right)
         ),
     }
     fitted = regression.fit(x, right)
-    weights = dict(zip(("retrieval", "encoder"), fitted.coef_[0].round(4).tolist(), strict=True))
-    written = {"intercept": round(float(fitted.intercept_[0]), 4), "coefficients": weights}
-    runs.write(folder / "best" / "model.json", json.dumps(written, indent=2) + "\n")
-    runs.write(folder / "best" / "metrics.json", json.dumps(report, indent=2) + "\n")
-    print(json.dumps(report))
-    return 0
+    coefficients = dict(zip(known[0], fitted.coef_[0].round(4).tolist(), strict=True))
+    weights = {"intercept": round(float(fitted.intercept_[0]), 4), "coefficients": coefficients}
+    return weights, report
+
+
+def scores(right: "Sequence[bool] | np.ndarray", ranking: "np.ndarray") -> dict[str, float]:
+    """How well a ranking tells right from wrong."""
+    from sklearn.metrics import average_precision_score, roc_auc_score
+
+    precision = float(average_precision_score(right, ranking))
+    return {loop.BEST: precision, "roc_auc": float(roc_auc_score(right, ranking))}
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from agents.context import Logistic
-from agents.verify import features, verify
+from agents.verify import features, verify, weighed
 from clh.crossencoder import CrossEncoder
 from clh.errors import ModelError
 from clh.llm import Messages
@@ -101,11 +101,10 @@ class Reader(CrossEncoder):
         return np.where(said, 3.0, -3.0).astype(np.float32)
 
 
-async def test_what_is_read_changes_all_verdicts_on_a_code_and_no_others(
-    context: MakeContext,
-) -> None:
+async def test_what_is_read_counts_for_all_verdicts_on_a_code(context: MakeContext) -> None:
     toy, reader = context(verify={"codes": 2}), Reader()
-    reading = Logistic("by hand", 0.0, {"retrieval": 0.0, "encoder": 1.0})
+    weights = {"retrieval": 0.0, "rank": 0.0, "read": 1.0, "encoder": 1.0}
+    reading = Logistic("by hand", -1.0, weights)
     terms = [term(NOTE, "heart failure"), term(NOTE, "pain"), term(NOTE, "right knee")]
     candidates = [
         [candidate(toy, "I50.9", 0.9), candidate(toy, "R05.9", 0.2)],
@@ -123,12 +122,29 @@ async def test_what_is_read_changes_all_verdicts_on_a_code_and_no_others(
         (f"right knee: {NOTE.text}", toy.system["M25.561"].title),
     ]
     assert [(one.term, one.code) for one in after] == [(one.term, one.code) for one in before]
-    assert after[1] == before[1]
+    # A code that was not read is judged by that, and says nothing of reading.
+    assert after[1].probability == pytest.approx(0.2689, abs=1e-4)
+    assert after[1].rationale == before[1].rationale
     said = {one.code: one.probability for one in after}
     assert all(one.probability == said[one.code] for one in after)
     assert said["I50.9"] == pytest.approx(0.9526, abs=1e-4)
     assert said["M25.561"] == pytest.approx(0.9526, abs=1e-4)
     assert after[0].rationale.startswith("read in its sentence: +3.0; ")
+
+
+def test_the_shipped_reading_knows_what_is_weighed_and_trusts_it() -> None:
+    shipped = Logistic.load("verify-codiesp")
+    odds = {
+        name: shipped.probability(weighed(*said))
+        for name, said in {
+            "believed": (0.0, 1.0, 3.0),
+            "doubted": (0.0, 1.0, -3.0),
+            "ranked low": (0.0, 0.5, 3.0),
+            "not read": (0.0, 0.5, None),
+        }.items()
+    }
+    assert odds["believed"] > odds["doubted"]
+    assert odds["believed"] > odds["ranked low"] > odds["not read"]
 
 
 class Listening(QueuedModel):
