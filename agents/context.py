@@ -117,6 +117,7 @@ class Context:
             else " + ".join(
                 [
                     *([self.encoder.id] if self.encoder is not None else []),
+                    *([self.reading.id] if self.reading is not None else []),
                     self.tower.id,
                     self.verifier.id,
                 ]

@@ -46,6 +46,7 @@ ShapeT = TypeVar("ShapeT", bound=Shape)
 Completions = Sequence[Sequence[Mapping[str, str]]]
 
 _TELLING = 5  # words; a shorter sentence is in many notes
+_POOL = 5  # questions to draw each from: enough that no document gives many
 
 
 class Drawing(Protocol):
@@ -215,16 +216,20 @@ def draw(
 ) -> list[Item]:
     """Questions about documents, of each task as many as `sizes` says or as there are, at random.
 
+    Documents come in random order, until there are several times as many questions to draw from.
     Raises InputError where a task has none.
     """
     from tqdm import tqdm
 
     rng = random.Random(recipe.seed)  # noqa: S311
     pools: dict[Task, list[Item]] = {task: [] for task in sizes}
-    for example in tqdm(examples, unit="document", leave=False, disable=None):
+    shuffled = rng.sample(examples, len(examples))
+    for example in tqdm(shuffled, unit="document", leave=False, disable=None):
         for item in ask(example, context, recipe.negatives, rng, unseen):
             if item.task in pools:
                 pools[item.task].append(item)
+        if all(len(pool) >= _POOL * sizes[task] for task, pool in pools.items()):
+            break
     drawn: list[Item] = []
     for task, pool in pools.items():
         if not pool:

@@ -18,7 +18,7 @@ from pydantic import PositiveFloat
 from clh import runs
 from clh.training import language, loop
 
-_AT_ONCE = 16  # questions that the base answers between two lines of pairs.jsonl
+_AT_ONCE = 64  # questions that the base answers between two lines of pairs.jsonl
 
 
 class Recipe(language.Recipe):
