@@ -45,6 +45,8 @@ ShapeT = TypeVar("ShapeT", bound=Shape)
 
 Completions = Sequence[Sequence[Mapping[str, str]]]
 
+AT_ONCE = 64  # questions that a model answers before its mistakes are written down
+
 _TELLING = 5  # words; a shorter sentence is in many notes
 _POOL = 5  # questions to draw each from: enough that no document gives many
 

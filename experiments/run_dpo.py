@@ -18,8 +18,6 @@ from pydantic import PositiveFloat
 from clh import runs
 from clh.training import language, loop
 
-_AT_ONCE = 64  # questions that the base answers between two lines of pairs.jsonl
-
 
 class Recipe(language.Recipe):
     """What recipes/run_dpo.yaml says."""
@@ -49,8 +47,8 @@ def main() -> int:
             recipe.base, cache_dir, max_tokens=recipe.reply_tokens, think=recipe.think
         )
         with tqdm(total=len(judge.items), initial=done, unit="question") as bar:
-            for start in range(done, len(judge.items), _AT_ONCE):
-                places = range(start, min(start + _AT_ONCE, len(judge.items)))
+            for start in range(done, len(judge.items), tasks.AT_ONCE):
+                places = range(start, min(start + tasks.AT_ONCE, len(judge.items)))
                 for pair in asyncio.run(tasks.mistakes(places, judge, base)):
                     lessons.folder.append("null" if pair is None else pair.model_dump_json())
                     bar.update()

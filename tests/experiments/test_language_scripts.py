@@ -5,7 +5,7 @@ import json
 import re
 import runpy
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -234,17 +234,19 @@ def test_questions_that_were_answered_are_not_asked_again(
     out, given = tmp_path / "out", flags("run_dpo")
     asked: list[int] = []
 
-    async def until(place: int, *given: Any) -> Any:
+    async def until(places: Sequence[int], *given: Any) -> Any:
         if len(asked) == 5:
             raise KeyboardInterrupt
-        asked.append(place)
-        return await mistake(place, *given)
+        asked.extend(places)
+        return await mistakes(places, *given)
 
-    mistake = tasks.mistake
+    mistakes = tasks.mistakes
+    monkeypatch.setattr(tasks, "AT_ONCE", 5)
     with monkeypatch.context() as patch:
-        patch.setattr(tasks, "mistake", until)
+        patch.setattr(tasks, "mistakes", until)
         with pytest.raises(KeyboardInterrupt):
             run("run_dpo", given, "--output", str(out))
+    assert len((out / "pairs.jsonl").read_text().splitlines()) == 5
     assert run("run_dpo", given, "--output", str(out)) == 0
     learned = (out / "learned.jsonl").read_text().splitlines()
     pairs = [json.loads(line) for line in (out / "pairs.jsonl").read_text().splitlines()]
@@ -344,7 +346,7 @@ def test_a_model_that_thinks_is_scored_thinking(
     thoughts: list[str] = []
 
     async def spy(items: Any, model: Any) -> dict[str, float]:
-        thoughts.append(await model.think(items[0].messages))
+        thoughts.extend(await model.think([items[0].messages]))
         return await score(items, model)
 
     score = tasks.score
@@ -355,7 +357,7 @@ def test_a_model_that_thinks_is_scored_thinking(
     assert all(re.fullmatch("<think>[^<]+</think>\n", one) for one in thoughts)
     tuned = LocalModel(str(out / "best"), tmp_path / "cache", max_tokens=16, think=True)
     item = tasks.kept(out / "held_out.jsonl", tasks._ITEM, list)[0]
-    assert asyncio.run(tuned.think(item.messages)) == thoughts[1]
+    assert asyncio.run(tuned.think([item.messages])) == thoughts[1:]
     if script == "run_dpo":
         lines = (out / "pairs.jsonl").read_bytes().decode().split("\n")[:-1]
         pairs = [pair for line in lines if (pair := json.loads(line)) is not None]
