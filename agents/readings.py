@@ -48,7 +48,7 @@ class Lessons:
 
 
 def prepare(arguments: argparse.Namespace, recipe: Recipe) -> Lessons:
-    """The lessons of a run, made once, and its folder; nothing to learn if `arguments.encoder` has.
+    """The lessons of a run, made once, and its folder; none to learn where `arguments.encoder` did.
 
     Documents are split as by `tasks.prepare`, and candidates found as in inference, but with a
     prior that was counted on other documents. Raises InputError for data that cannot be used.

@@ -281,7 +281,7 @@ class LocalModel:
     def _continue(
         self, rows: Sequence[list[int]], prefix: "DynamicCache", grammar: str, most: int
     ) -> list[list[int]]:
-        """What comes after `prefix` and each row, row by row a token at a time."""
+        """What comes after `prefix` and each row; all rows grow side by side."""
         import torch
         from llguidance import LLMatcher
 
