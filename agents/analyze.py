@@ -57,12 +57,16 @@ async def analyze(state: State, context: Context, trace: Trace) -> dict[str, Any
 
 
 def propose(note: Note, context: Context) -> list[Term]:
-    """The terms whose words lie close to some text of the code system, or that a corpus codes."""
+    """The terms whose words lie close to some text of the code system, or that a corpus codes.
+
+    If the settings say so, each sentence as a whole, too: no span of "weak and unsteady since the
+    operation" says what all of it does.
+    """
     settings = context.settings.analyze
+    sentences = [one for one in context.reader.sentences(note.text) if one.section != "skip"]
     mentions = [
         (sentence, tokens)
-        for sentence in context.reader.sentences(note.text)
-        if sentence.section != "skip"
+        for sentence in sentences
         for tokens in spans(sentence.tokens, settings.span_words, context.reader)
         if _squeezed(tokens) not in context.reader.never
     ]
@@ -76,10 +80,24 @@ def propose(note: Note, context: Context) -> list[Term]:
     }
     weighed = [(mention, weights[expand(_squeezed(mention[1]))]) for mention in mentions]
     best = segment(weighed)
-    return [
+    terms = [
         _term(note, sentence, tokens, status)
         for (sentence, tokens), status in zip(best, context.reader.statuses(best), strict=True)
     ]
+    return [*terms, *wholes(note, sentences, context)] if settings.sentences else terms
+
+
+def wholes(note: Note, sentences: Iterable[Sentence], context: Context) -> list[Term]:
+    """Each sentence as one term, affirmed only if every word of it is."""
+    terms = []
+    for sentence in sentences:
+        tokens = sentence.tokens
+        words = [(sentence, tokens.doc[one.i : one.i + 1]) for one in tokens if _is_word(one.text)]
+        said = context.reader.statuses(words)
+        status: Status = next((one for one in said if one != "affirmed"), "affirmed")
+        term = _term(note, sentence, tokens, status)
+        terms.append(term.model_copy(update={"whole": True}))
+    return terms
 
 
 def spans(sentence: Tokens, longest: int, reader: Reader) -> Iterator[Tokens]:

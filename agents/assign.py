@@ -165,7 +165,8 @@ def support(
 ) -> list[Supported]:
     """The codes that all verdicts together make probable enough, each with its evidence.
 
-    That is the term that says most for the code, and others that say a good part of that.
+    That is the term that says most for the code, and others that say a good part of that; a whole
+    sentence only where no mention is among these.
     """
     settings, supported = context.settings.assign, []
     for code, probability in probabilities.items():
@@ -175,9 +176,11 @@ def support(
         if counted:
             best = max(counted, key=lambda one: (one.weight, one.candidate.rank))
             enough = settings.evidence * best.weight
-            quotes = [terms[one.term].quote for one in counted if one.weight >= enough]
+            strong = [terms[one.term] for one in counted if one.weight >= enough]
+            mentions = [one for one in strong if not one.whole]
             share = best.candidate.precedent
             said = f"{share:.0%} of sentences that say so have it; " if share else ""
+            quotes = [one.quote for one in mentions or strong]
             supported.append(Supported(code, quotes, probability, said + best.rationale))
     return supported
 

@@ -33,6 +33,7 @@ def search(queries: list[str], context: Context) -> list[list[Candidate]]:
                 matched=one.text,
                 score=min(one.similarity, 1.0),
                 words=one.words,
+                length=one.length,
                 prior=one.prior,
                 precedent=one.precedent,
             )

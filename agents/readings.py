@@ -1,6 +1,7 @@
 """What the cross-encoder learns verify's work from: candidates of a corpus, and which are right."""
 
 import argparse
+import itertools
 import random
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
@@ -10,7 +11,7 @@ from tqdm import tqdm
 
 from agents import tasks
 from agents.context import Context, logit
-from agents.verify import likeliest, texts, weigh
+from agents.verify import likeliest, texts, weigh, worth
 from clh import runs
 from clh.config import Settings
 from clh.corpora import Example
@@ -118,11 +119,11 @@ def readings(
         here = {mark.code for mark in marks if tasks.meet(mark, term.sentence)}
         for one, code in zip(near, tasks.reported_codes(near, context), strict=True):
             known = best.get((code, term.sentence))
-            if code in here and (known is None or one.rank > known[1].rank):
+            if code in here and (known is None or worth(term, one) > worth(*known)):
                 best[code, term.sentence] = (term, one)
     others = [
         (terms[position], one)
-        for position, one in likeliest(found, context.settings.verify.codes)
+        for position, one in likeliest(terms, found, context.settings.verify.codes)
         if context.system.reported(one.code) not in gold
     ]
     drawn = rng.sample(others, min(round(negatives * len(best)), len(others)))
@@ -145,6 +146,9 @@ def considered(example: Example, context: Context) -> list[Considered]:
     for verdict in weigh(terms, found, context):
         odds = logit(verdict.probability)
         retrieval[verdict.code] = max(odds, retrieval.get(verdict.code, odds))
+    ranks: dict[str, float] = {}
+    for one in itertools.chain.from_iterable(found):
+        ranks[one.code] = max(one.rank, ranks.get(one.code, one.rank))
     most = context.settings.verify.codes
     return [
         Considered(
@@ -153,7 +157,7 @@ def considered(example: Example, context: Context) -> list[Considered]:
             right=context.system.reported(one.code) in gold,
             likely=place < most,
             retrieval=retrieval[one.code],
-            rank=one.rank,
+            rank=ranks[one.code],
         )
-        for place, (position, one) in enumerate(likeliest(found, len(retrieval)))
+        for place, (position, one) in enumerate(likeliest(terms, found, len(retrieval)))
     ]

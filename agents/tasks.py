@@ -197,11 +197,16 @@ def asking(dataset: str, candidates: int) -> Context:
     """What asks questions about a dataset, for each term about so many candidates.
 
     No prior is used: one was counted on the very documents that are learned from, and would lead
-    every term to their codes.
+    every term to their codes. Nor are whole sentences: a model is to name mentions.
     """
     corpus = corpora.find(dataset)
-    locate = {"prior": "", "candidates": candidates}
-    return _load(Settings.load(corpus.profile, policy=corpus.policy, locate=locate), load_tabular())
+    settings = Settings.load(
+        corpus.profile,
+        policy=corpus.policy,
+        analyze={"sentences": False},
+        locate={"prior": "", "candidates": candidates},
+    )
+    return _load(settings, load_tabular())
 
 
 def thoughtful(item: Item) -> Item:

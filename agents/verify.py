@@ -74,14 +74,24 @@ def weigh(
     ]
 
 
-def likeliest(candidates: Sequence[Sequence[Candidate]], most: int) -> list[tuple[int, Candidate]]:
-    """The codes that locate ranks highest, at most so many, each at the term it is best for."""
+def likeliest(
+    terms: Sequence[Term], candidates: Sequence[Sequence[Candidate]], most: int
+) -> list[tuple[int, Candidate]]:
+    """The codes that locate ranks highest, at most so many, each at the term worth reading."""
+    ranks: dict[str, float] = {}
     best: dict[str, tuple[int, Candidate]] = {}
     for position, found in enumerate(candidates):
         for one in found:
-            if one.code not in best or one.rank > best[one.code][1].rank:
+            ranks[one.code] = max(one.rank, ranks.get(one.code, one.rank))
+            known = best.get(one.code)
+            if known is None or worth(terms[position], one) > worth(terms[known[0]], known[1]):
                 best[one.code] = (position, one)
-    return sorted(best.values(), key=lambda pair: -pair[1].rank)[:most]
+    return [best[code] for code in sorted(ranks, key=lambda code: -ranks[code])[:most]]
+
+
+def worth(term: Term, candidate: Candidate) -> tuple[bool, float]:
+    """What makes a code worth reading at a term: a mention says where to look in its sentence."""
+    return not term.whole, candidate.rank
 
 
 def read(
@@ -91,7 +101,7 @@ def read(
     most: int,
 ) -> dict[str, float]:
     """What the cross-encoder says of the likeliest codes, at most so many, in log-odds."""
-    chosen = likeliest(candidates, most)
+    chosen = likeliest(terms, candidates, most)
     logits = encoder.logits([texts(terms[position], one) for position, one in chosen])
     return {one.code: odds for (_, one), odds in zip(chosen, logits.tolist(), strict=True)}
 

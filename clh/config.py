@@ -75,6 +75,7 @@ class Analyze(Section):
     min_closeness: Share
     min_precedent: Share
     length_weight: Annotated[float, Field(ge=0)]
+    sentences: bool
     window_words: Positive
 
 
@@ -85,6 +86,7 @@ class Locate(Section):
     shortlist: Positive
     candidates: Positive
     words: Annotated[float, Field(ge=0)]
+    length: Annotated[float, Field(ge=0)]
     prior: str
 
 

@@ -65,6 +65,9 @@ class Term(Shape):
     reason: bool = Field(
         default=False, description="whether the note gives it as complaint, assessment or diagnosis"
     )
+    whole: bool = Field(
+        default=False, description="whether it is a sentence as a whole, beside the mentions in it"
+    )
 
 
 class Candidate(Shape):
@@ -75,6 +78,7 @@ class Candidate(Shape):
     matched: str = Field(description="the title, inclusion term or index term that lay closest")
     score: float = Field(description="cosine similarity of lead term and matched text")
     words: float = Field(default=0.0, description="what the words that both have add to it")
+    length: float = Field(default=0.0, description="what the length of the lead term adds to it")
     prior: float = Field(default=0.0, description="what the corpus's use of the code adds to it")
     precedent: float = Field(
         default=0.0, description="how often the corpus has the code where it has the same words"
@@ -83,7 +87,7 @@ class Candidate(Shape):
     @property
     def rank(self) -> float:
         """What locate orders candidates by."""
-        return self.score + self.words + self.prior
+        return self.score + self.words + self.length + self.prior
 
 
 class Verdict(Shape):

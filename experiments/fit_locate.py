@@ -1,13 +1,14 @@
-"""Fit the weights of locate: of shared words, and of how a corpus uses each code.
+"""Fit the weights of locate: of shared words, how a corpus uses each code, and a term's length.
 
     python experiments/fit_locate.py --dataset codiesp --data-dir DIR --output OUT
 
 Writes prior.json, precedents.safetensors and metrics.json into OUT, which `locate.prior` of the
-settings can name; what ships is in clh/weights, and the weight of
-words in clh/profiles. Counts are of the whole train split. Each weight is the one with the highest
+settings can name; what ships is in clh/weights, and the weights of words and length in
+clh/profiles. Counts are of the whole train split. Each weight is the one with the highest
 recall, averaged over the cutoffs of `clh.stages`, on held-out documents that were neither counted
 for it nor seen by the towers. All their sentences are queries: first without a prior, then
 with the number of notes that have a code, then also with the codes of sentences that say the same.
+For the weight of length the queries are the terms that analyze finds under the recipe's profile.
 """
 
 import json
@@ -28,6 +29,8 @@ class Recipe(runs.Recipe):
     words: list[NonNegativeFloat]
     notes: list[NonNegativeFloat]
     precedents: list[NonNegativeFloat]
+    profile: str
+    length: list[NonNegativeFloat]
     longest: PositiveInt
     doubt: NonNegativeFloat
     least: float = Field(gt=0, lt=1)
@@ -43,7 +46,7 @@ def main() -> int:
     from tqdm import tqdm
 
     from agents.context import Context
-    from agents.evaluate import alone
+    from agents.evaluate import Source, alone
     from clh import corpora, stages
     from clh.config import Settings
     from clh.icd.tabular import load_tabular
@@ -62,24 +65,27 @@ def main() -> int:
     how = Counting(recipe.longest, recipe.doubt, recipe.least)
     of_counted = count(counted, system, context.reader, how)
 
-    def recall(words: float, notes: float, precedent: float) -> dict[str, float]:
+    def recall(
+        words: float,
+        notes: float = 0.0,
+        precedent: float = 0.0,
+        length: float = 0.0,
+        source: Source = "sentences",
+    ) -> dict[str, float]:
         weights = Weights(notes, precedent)
+        locate = {"candidates": recipe.candidates, "words": words, "length": length}
         fitted = replace(
             context,
-            settings=Settings.load(
-                policy="mention", locate={"candidates": recipe.candidates, "words": words}
-            ),
+            settings=Settings.load(recipe.profile, policy="mention", locate=locate),
             prior=Prior("fitted", weights, *of_counted, context.index, system)
             if any(weights)
             else None,
         )
-        outcomes = [
-            asyncio.run(alone("locate", "sentences", one, fitted, git="")) for one in held_out
-        ]
+        outcomes = [asyncio.run(alone("locate", source, one, fitted, git="")) for one in held_out]
         scores = stages.locate_scores(outcomes, system)
         found = {f"recall@{k}": round(scores[f"recall@{k}"], 4) for k in stages.CUTOFFS}
-        given = {"words": words, "notes": notes, "precedent": precedent}
-        tried.append({**given, **found})
+        given = {"words": words, "notes": notes, "precedent": precedent, "length": length}
+        tried.append({"queries": source, **given, **found})
         tqdm.write(json.dumps(tried[-1]))
         return found
 
@@ -88,11 +94,19 @@ def main() -> int:
         return max(found, key=lambda value: found[value])
 
     tried: list[dict[str, float]] = []
-    words = best("words", recipe.words, lambda one: recall(one, 0.0, 0.0))
-    notes = best("notes", recipe.notes, lambda one: recall(words, one, 0.0))
+    words = best("words", recipe.words, recall)
+    notes = best("notes", recipe.notes, lambda one: recall(words, one))
     precedent = best("precedents", recipe.precedents, lambda one: recall(words, notes, one))
-    if words != settings.locate.words:
-        print(f"locate.words is {settings.locate.words}, and {words} was best")
+    length = best(
+        "length", recipe.length, lambda one: recall(words, notes, precedent, one, "predicted")
+    )
+    shipped = Settings.load(recipe.profile).locate
+    for name, given, value in (
+        ("words", shipped.words, words),
+        ("length", shipped.length, length),
+    ):
+        if value != given:
+            print(f"locate.{name} is {given}, and {value} was best")
 
     with_code, precedents = count(examples, system, context.reader, how)
     prior_file = {
@@ -110,6 +124,7 @@ def main() -> int:
         "words": words,
         "prior": notes,
         "precedent": precedent,
+        "length": length,
         "tried": tried,
     }
     arguments.output.mkdir(parents=True, exist_ok=True)

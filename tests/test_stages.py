@@ -163,6 +163,14 @@ def test_analyze_is_judged_by_the_evidence_it_touches() -> None:
     assert analyze_scores([outcome({"I10": ""})])["evidence_recall"] is None
 
 
+def test_a_sentence_as_a_whole_finds_no_evidence() -> None:
+    example, steps, coded = outcome({"I10": "hypertension"}, quotes=("Cough", NOTE.text))
+    mention, sentence = steps.terms
+    sentence = sentence.model_copy(update={"whole": True})
+    steps = steps.model_copy(update={"terms": (mention, sentence)})
+    assert analyze_scores([Outcome(example, steps, coded)])["evidence_recall"] == 0
+
+
 def test_locate_is_judged_without_the_7th_character(system: CodeSystem) -> None:
     one = outcome({"S83.411A": "", "I10": ""}, located=("S83.411",))
     scores = locate_scores([one], system)

@@ -1,9 +1,12 @@
 """Search by meaning and by words: the ranking of locate.
 
 A code ranks by its best text: the cosine similarity, plus a weight times the square of the share of
-the text's content that the query's own words hold, plus the corpus's prior if there is one.
+the text's content that the query's own words hold, plus the corpus's prior if there is one. Short
+queries lie closer to texts than long ones do, so that what a note's queries find is only comparable
+with a weight times the logarithm of their lengths.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -12,6 +15,7 @@ from numpy.typing import NDArray
 
 from clh.config import Locate
 from clh.retrieval.ann import CodeIndex
+from clh.retrieval.lexical import content_words
 from clh.retrieval.prior import Prior
 from clh.retrieval.towers import Vectors
 
@@ -24,13 +28,14 @@ class Found:
     text: str
     similarity: float
     words: float
+    length: float = 0.0
     prior: float = 0.0
     precedent: float = 0.0
 
     @property
     def rank(self) -> float:
         """What codes are ordered by."""
-        return self.similarity + self.words + self.prior
+        return self.similarity + self.words + self.length + self.prior
 
 
 def search(
@@ -68,7 +73,8 @@ def search(
                 share = shares.get(code, 0.0)
                 known[code] = replace(one, prior=prior.gain(code, share), precedent=share)
             best = sorted(known.values(), key=lambda one: -one.rank)
-        found.append(best)
+        length = settings.length * math.log(len(content_words(query)) or 1)
+        found.append([replace(one, length=length) for one in best])
     return found
 
 

@@ -122,6 +122,36 @@ def test_what_is_looked_up(toy: Context, text: str, lead_term: str) -> None:
     assert term.lead_term == lead_term
 
 
+@given(text=NOTES)
+def test_sentences_are_looked_up_beside_their_mentions(context: MakeContext, text: str) -> None:
+    note = Note(id="n", text=text)
+    mentions = propose(note, context())
+    terms = propose(note, context(analyze={"sentences": True}))
+    assert_verbatim(note, terms)
+    assert [term for term in terms if not term.whole] == mentions
+    wholes = [term for term in terms if term.whole]
+    assert {term.sentence for term in mentions} <= {term.quote for term in wholes}
+    for one, following in itertools.pairwise(wholes):
+        assert one.quote.end <= following.quote.start
+
+
+@pytest.mark.parametrize(
+    ("text", "status"),
+    [
+        ("He has hypertension and a cough.", "affirmed"),
+        ("He has hypertension, but no cough.", "negated"),
+        ("Hypertension; possible pneumonia.", "uncertain"),
+        ("Father had heart failure.", "family"),
+        ("FAMILY HISTORY:\nHeart failure.", "family"),
+    ],
+)
+def test_a_sentence_is_affirmed_only_if_all_of_it_is(
+    context: MakeContext, text: str, status: Status
+) -> None:
+    terms = propose(Note(id="n", text=text), context(analyze={"sentences": True}))
+    assert [term.status for term in terms if term.whole] == [status]
+
+
 def test_a_long_note_is_read_to_its_end(toy: Context) -> None:
     day = "The patient slept well and walked along the corridor before lunch was brought in. "
     text = day * 1_430 + "He has hypertension."

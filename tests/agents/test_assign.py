@@ -259,7 +259,10 @@ async def decided(context: MakeContext, *said: Held, **settings: Any) -> dict[st
         assign,
         replace(toy, decision=decision),
         NOTE,
-        terms=[term(NOTE, quote, status) for quote, status, _ in said],
+        terms=[
+            term(NOTE, quote, status).model_copy(update={"whole": quote == NOTE.text})
+            for quote, status, _ in said
+        ],
         candidates=[
             [
                 Candidate(code=code, title="any", matched="any", score=0.5, precedent=p, prior=p)
@@ -299,6 +302,22 @@ async def test_terms_add_up_and_those_that_say_most_are_evidence(context: MakeCo
     )
     [heart] = both["codes"]
     assert [span.text for span in heart.evidence] == ["heart failure", "bad heart", "knee sprain"]
+
+
+@pytest.mark.parametrize(
+    ("precedent", "evidence"),
+    [(0.8, ["heart failure"]), (0.3, [NOTE.text])],
+)
+async def test_a_sentence_is_evidence_where_no_mention_says_nearly_as_much(
+    context: MakeContext, precedent: float, evidence: list[str]
+) -> None:
+    added = await decided(
+        context,
+        ("heart failure", "affirmed", {"I50.9": (precedent, 0.1)}),
+        (NOTE.text, "affirmed", {"I50.9": (0.9, 0.1)}),
+    )
+    [heart] = added["codes"]
+    assert [span.text for span in heart.evidence] == evidence
 
 
 @pytest.mark.parametrize(("policy", "expected"), [("mention", ["I50.9"]), ("encounter", [])])

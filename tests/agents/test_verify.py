@@ -1,5 +1,6 @@
 """Verify: probabilities, fitted or asked for."""
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -130,6 +131,26 @@ async def test_what_is_read_counts_for_all_verdicts_on_a_code(context: MakeConte
     assert said["I50.9"] == pytest.approx(0.9526, abs=1e-4)
     assert said["M25.561"] == pytest.approx(0.9526, abs=1e-4)
     assert after[0].rationale.startswith("read in its sentence: +3.0; ")
+
+
+async def test_a_code_is_read_at_a_mention_rather_than_at_its_sentence(
+    context: MakeContext,
+) -> None:
+    toy, reader = context(verify={"codes": 2}), Reader()
+    sentence = term(NOTE, NOTE.text).model_copy(update={"whole": True})
+    terms = [term(NOTE, "heart failure"), term(NOTE, "right knee"), sentence]
+    candidates = [
+        [candidate(toy, "I50.9", 0.3), candidate(toy, "R05.9", 0.4)],
+        [candidate(toy, "I50.9", 0.2)],
+        [candidate(toy, "M25.561", 0.9), candidate(toy, "I50.9", 0.8)],
+    ]
+    reads = replace(toy, encoder=reader, reading=Logistic("by hand", 0.0, defaultdict(float)))
+    await step(verify, reads, NOTE, terms=terms, candidates=candidates)
+    # The sentence chooses which codes are read: the third has a lower rank than both of its own.
+    assert reader.read == [
+        (f"{NOTE.text}: {NOTE.text}", toy.system["M25.561"].title),
+        (f"heart failure: {NOTE.text}", toy.system["I50.9"].title),
+    ]
 
 
 def test_the_shipped_reading_knows_what_is_weighed_and_trusts_it() -> None:

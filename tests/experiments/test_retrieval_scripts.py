@@ -96,7 +96,7 @@ def test_a_fitted_prior_finds_codes_as_the_corpus_writes_them(
 ) -> None:
     recipe = {"split": "train", "held_out": 0.25, "seed": 0, "candidates": 5}
     recipe |= {"words": [0, 0.3], "notes": [0, 0.5], "precedents": [0, 0.5]}
-    recipe |= {"longest": 3, "doubt": 1, "least": 0.1}
+    recipe |= {"profile": "cpu", "length": [0, 0.1], "longest": 3, "doubt": 1, "least": 0.1}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     prior = tmp_path / "prior"
     assert run("fit_locate", "--recipe", tmp_path / "recipe.yaml", "--output", prior) == 0
@@ -123,7 +123,7 @@ def test_a_fitted_decision_is_of_documents_that_the_prior_had_not_seen(
 ) -> None:
     recipe = {"split": "train", "held_out": 0.25, "seed": 0, "candidates": 5}
     recipe |= {"words": [0.2], "notes": [0.5], "precedents": [0.5]}
-    recipe |= {"longest": 3, "doubt": 1, "least": 0.1}
+    recipe |= {"profile": "cpu", "length": [0, 0.1], "longest": 3, "doubt": 1, "least": 0.1}
     (tmp_path / "locate.yaml").write_text(yaml.safe_dump(recipe))
     prior, out = tmp_path / "prior", tmp_path / "assign"
     assert run("fit_locate", "--recipe", tmp_path / "locate.yaml", "--output", prior) == 0

@@ -1,5 +1,7 @@
 """Search by meaning and words: what it ranks first, and that it ranks as it says."""
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -42,6 +44,19 @@ def test_words_find_what_lies_far_by_meaning(context: MakeContext, right: int, s
     assert found[0].code == f"C{right}"
     assert found[0].words == pytest.approx(3)
     assert found[0].similarity == pytest.approx(drawn[right] @ drawn[60], abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("query", "words"), [("", 0), ("of the", 0), ("cough", 1), ("chronic heart failure", 3)]
+)
+def test_a_longer_query_ranks_higher_and_orders_codes_alike(
+    context: MakeContext, query: str, words: int
+) -> None:
+    [plain] = search([query], context())
+    [longer] = search([query], context(locate={"length": 0.5}))
+    assert [one.code for one in longer] == [one.code for one in plain]
+    gained = [one.rank - two.rank for one, two in zip(longer, plain, strict=True)]
+    assert gained == pytest.approx([0.5 * math.log(words or 1)] * len(plain))
 
 
 def test_a_note_of_many_queries_is_what_each_is_alone(context: MakeContext) -> None:
