@@ -8,19 +8,19 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Self
 
-from clh import llm
 from clh.audit import Audit, Record
 from clh.config import Settings
-from clh.crossencoder import CrossEncoder, load_crossencoder
+from clh.document.reader import Reader
 from clh.errors import ClhError, ModelError
-from clh.icd.rules import CodeBook, load_rules
+from clh.icd.rules.checks import CodeBook, load_rules
 from clh.icd.tabular import CodeSystem, load_tabular
-from clh.llm import LanguageModel
-from clh.models import learned
-from clh.reader import Reader
-from clh.retrieval.ann import CodeIndex, open_index
+from clh.models import language
+from clh.models.embedder import Tower, load_tower
+from clh.models.language import LanguageModel
+from clh.models.reranker import CrossEncoder, load_crossencoder
+from clh.models.weights import learned
+from clh.retrieval.index import CodeIndex, open_index
 from clh.retrieval.prior import Prior
-from clh.retrieval.towers import Tower, load_tower
 from clh.schema import Agent
 
 _LEAST = 1e-4  # of a probability
@@ -150,11 +150,11 @@ def _load_llm(settings: Settings) -> LanguageModel | None:
         return None
     model = settings.llm
     if model.backend == "local":
-        return llm.LocalModel(
+        return language.LocalModel(
             model.model, settings.cache_dir, max_tokens=model.max_tokens, think=model.think
         )
     try:
-        return llm.connect(
+        return language.connect(
             model.base_url,
             model.model,
             api_key=model.api_key.get_secret_value() or "none",

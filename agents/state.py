@@ -15,7 +15,7 @@ import prompts
 from agents.context import Context, default_context
 from clh.audit import Exchange
 from clh.errors import ClhError, ReplyError
-from clh.llm import Message
+from clh.models.language import Message
 from clh.schema import (
     Agent,
     AgentError,

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
     from agents.context import Context
     from clh.config import Settings
-    from clh.icd.resolve import Proposal
-    from clh.icd.rules import Claim
+    from clh.icd.rules.checks import Claim
+    from clh.icd.rules.resolve import Proposal
     from clh.schema import CodedNote, Finding, Note
 
 app = typer.Typer(
@@ -129,9 +129,9 @@ def check(
 ) -> None:
     """Check any codes against the code book's rules; no note and no model is needed."""
     from clh.icd import groupers
-    from clh.icd.resolve import resolve
-    from clh.icd.rules import Claim, Encounter, load_rules
-    from clh.icd.rules import check as findings_of
+    from clh.icd.rules.checks import Claim, Encounter, load_rules
+    from clh.icd.rules.checks import check as findings_of
+    from clh.icd.rules.resolve import resolve
 
     settings = _settings(profile)
     rules = settings.rules
@@ -337,7 +337,7 @@ def _index(settings: "Settings", rebuild: bool = False) -> Any:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
     from clh.icd.tabular import load_tabular
-    from clh.retrieval.ann import open_index
+    from clh.retrieval.index import open_index
 
     columns = ("building the index", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = _console(stderr=True)

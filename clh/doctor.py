@@ -7,12 +7,12 @@ import urllib.request
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from clh import models
 from clh.audit import Audit
 from clh.config import Settings
 from clh.errors import ClhError
 from clh.icd.tabular import CodeSystem, load_tabular
-from clh.retrieval.ann import index_folder, open_index
+from clh.models import weights
+from clh.retrieval.index import index_folder, open_index
 
 
 class Finding(NamedTuple):
@@ -50,13 +50,13 @@ def _device() -> str:
 
     if torch.cuda.is_available():
         return str(torch.cuda.get_device_name())
-    precision = str(models.fast_dtype()).removeprefix("torch.")
+    precision = str(weights.fast_dtype()).removeprefix("torch.")
     return f"CPU, {torch.get_num_threads()} threads, {precision}"
 
 
 def _model(what: str, name: str) -> Finding:
     try:
-        return Finding(True, what, f"{name}: {models.source(name)}")
+        return Finding(True, what, f"{name}: {weights.source(name)}")
     except ClhError as error:
         return Finding(False, what, str(error))
 

@@ -20,8 +20,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from clh import runs
 from clh.errors import InputError
+from clh.evaluation import runs
 
 if TYPE_CHECKING:
     from clh.icd.tabular import CodeSystem

@@ -8,7 +8,7 @@ where its codes are, whatever they are codes of. Files as benchmark.py's; run ag
 
 from functools import partial
 
-from clh import runs
+from clh.evaluation import runs
 
 
 def main() -> int:
@@ -16,9 +16,9 @@ def main() -> int:
     parser = runs.parser(__doc__, "experiments/recipes/1_analyse_agent.yaml")
     arguments = parser.parse_args()
 
-    from agents import evaluate, experiment
+    from agents.evaluation import experiment, oracle
 
-    alone = partial(evaluate.alone, "analyze", "predicted")
+    alone = partial(oracle.alone, "analyze", "predicted")
     return experiment.run(arguments, ("analyze",), alone)
 
 

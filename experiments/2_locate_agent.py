@@ -10,7 +10,7 @@ again, it goes on.
 
 from functools import partial
 
-from clh import runs
+from clh.evaluation import runs
 
 
 def main() -> int:
@@ -24,9 +24,9 @@ def main() -> int:
     )
     arguments = parser.parse_args()
 
-    from agents import evaluate, experiment
+    from agents.evaluation import experiment, oracle
 
-    alone = partial(evaluate.alone, "locate", arguments.queries)
+    alone = partial(oracle.alone, "locate", arguments.queries)
     reported = ("analyze", "locate") if arguments.queries == "predicted" else ("locate",)
     return experiment.run(arguments, reported, alone, queries=arguments.queries)
 

@@ -9,7 +9,7 @@ all notes, and the ranking they make. Files as benchmark.py's; run again, it goe
 
 from functools import partial
 
-from clh import runs
+from clh.evaluation import runs
 
 
 def main() -> int:
@@ -23,9 +23,9 @@ def main() -> int:
     )
     arguments = parser.parse_args()
 
-    from agents import evaluate, experiment
+    from agents.evaluation import experiment, oracle
 
-    alone = partial(evaluate.alone, "verify", arguments.input)
+    alone = partial(oracle.alone, "verify", arguments.input)
     before = ("analyze", "locate") if arguments.input == "predicted" else ()
     return experiment.run(arguments, (*before, "verify"), alone, input=arguments.input)
 

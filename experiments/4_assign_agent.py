@@ -9,7 +9,7 @@ benchmark.py's; run again, it goes on.
 
 from functools import partial
 
-from clh import runs
+from clh.evaluation import runs
 
 
 def main() -> int:
@@ -23,10 +23,10 @@ def main() -> int:
     )
     arguments = parser.parse_args()
 
-    from agents import evaluate, experiment
+    from agents.evaluation import experiment, oracle
     from clh.schema import AGENTS
 
-    alone = partial(evaluate.alone, "assign", arguments.input)
+    alone = partial(oracle.alone, "assign", arguments.input)
     reported = AGENTS if arguments.input == "predicted" else ("assign",)
     return experiment.run(arguments, reported, alone, input=arguments.input)
 

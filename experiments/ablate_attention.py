@@ -28,18 +28,18 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from clh import runs
 from clh.errors import InputError
+from clh.evaluation import runs
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
     from clh.corpora import Example
+    from clh.evaluation.metrics import Scored
     from clh.icd.tabular import CodeSystem
-    from clh.metrics import Scored
-    from clh.retrieval.attention import LabelAttention
     from clh.schema import Span
+    from clh.training.attention import LabelAttention
     from clh.training.rerank import Shortlist
 
 SHOWN = ("micro_f1", "roc_auc", "precision@5", *(f"recall@{k}" for k in (10, 50, 100, 200)))
@@ -60,8 +60,8 @@ def main() -> int:
     from clh import corpora
     from clh.config import Settings
     from clh.icd.tabular import load_tabular
-    from clh.retrieval.attention import LabelAttention
     from clh.training import rerank
+    from clh.training.attention import LabelAttention
 
     recipe = runs.read_recipe(arguments.recipe, rerank.Recipe)
     settings = Settings.load(arguments.profile or "cpu")
@@ -134,8 +134,8 @@ def measured(
     seed: int,
 ) -> dict[str, Any]:
     """What the rankings and the final sets are worth, with 95% intervals, notes resampled."""
-    from clh import metrics
-    from clh.stages import CUTOFFS
+    from clh.evaluation import metrics
+    from clh.evaluation.stages import CUTOFFS
 
     recalls = [f"recall@{k}" for k in CUTOFFS]
     area, interval = roc_auc(ranked, samples, seed)
@@ -161,8 +161,8 @@ def unseen(
     seed: int,
 ) -> dict[str, Any]:
     """Recall of the codes that no training note has."""
-    from clh import metrics
-    from clh.stages import CUTOFFS
+    from clh.evaluation import metrics
+    from clh.evaluation.stages import CUTOFFS
 
     seen = {system.stem(one) if one in system else one for note in train for one in note.codes}
     notes = [replace(note, gold=note.gold - seen) for note in ranked]

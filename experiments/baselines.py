@@ -39,18 +39,18 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
-from clh import runs
 from clh.errors import InputError
+from clh.evaluation import runs
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
     from clh.corpora import Example
+    from clh.document.reader import Reader
+    from clh.evaluation.metrics import Scored
     from clh.icd.index import IndexTerm
     from clh.icd.tabular import CodeSystem
-    from clh.metrics import Scored
-    from clh.reader import Reader
 
     Baseline = Callable[[Sequence[Example], Sequence[Example]], list[dict[str, float]]]
 
@@ -327,9 +327,9 @@ def minilm(
     `texts` are those of the code index, in its order; the search is exact.
     """
     from clh.config import Settings
-    from clh.models import silence_bars
-    from clh.retrieval.ann import open_index
-    from clh.retrieval.towers import load_tower
+    from clh.models.embedder import load_tower
+    from clh.models.weights import silence_bars
+    from clh.retrieval.index import open_index
 
     silence_bars()
     both = {"query": recipe.model, "code": recipe.model}
@@ -381,7 +381,7 @@ def index_entries(terms: Sequence["IndexTerm"], system: "CodeSystem") -> Texts:
 
 def rankings(notes: Sequence["Example"], scores: Sequence[Scores]) -> list["Scored"]:
     """The notes as the scorer takes them, best code first; ties are in the order of codes."""
-    from clh.metrics import Scored
+    from clh.evaluation.metrics import Scored
 
     return [
         Scored(
@@ -454,8 +454,8 @@ def measured(
     seed: int,
 ) -> dict[str, Any]:
     """The scores of a baseline's rankings, and of its final sets at a threshold."""
-    from clh import metrics
-    from clh.stages import CUTOFFS
+    from clh.evaluation import metrics
+    from clh.evaluation.stages import CUTOFFS
 
     sets = final(notes, threshold)
     gold = frozenset(code for note in notes for code in note.gold)
@@ -521,7 +521,7 @@ def _train(arguments: argparse.Namespace, folds: int) -> list["Example"]:
 
 @cache
 def _reader() -> "Reader":
-    from clh.reader import Reader
+    from clh.document.reader import Reader
 
     return Reader()
 

@@ -32,7 +32,7 @@ def main() -> None:
     from clh.config import Settings
     from clh.icd.tabular import load_tabular
     from clh.notes import read_note
-    from clh.retrieval.ann import open_index
+    from clh.retrieval.index import open_index
 
     table = Table(title=f"{torch.get_num_threads()} threads, {arguments.runs} runs")
     table.add_column("what")

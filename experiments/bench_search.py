@@ -22,12 +22,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import NonNegativeInt, PositiveInt
 
-from clh import runs
 from clh.errors import InputError
+from clh.evaluation import runs
 
 if TYPE_CHECKING:
-    from clh.retrieval.ann import CodeIndex
-    from clh.retrieval.towers import Vectors
+    from clh.models.embedder import Vectors
+    from clh.retrieval.index import CodeIndex
 
 T = TypeVar("T")
 
@@ -74,8 +74,8 @@ def main() -> int:
 
     from clh.config import Settings
     from clh.icd.tabular import load_tabular
-    from clh.retrieval.ann import CodeIndex, open_index
-    from clh.retrieval.towers import load_tower
+    from clh.models.embedder import load_tower
+    from clh.retrieval.index import CodeIndex, open_index
 
     settings = Settings.load()
     locate = settings.locate

@@ -8,7 +8,7 @@ goes on where it was stopped. Codes are looked for in the whole release, never o
 ones.
 """
 
-from clh import runs
+from clh.evaluation import runs
 
 
 def main() -> int:
@@ -16,10 +16,10 @@ def main() -> int:
     parser = runs.parser(__doc__, "experiments/recipes/benchmark.yaml")
     arguments = parser.parse_args()
 
-    from agents import evaluate, experiment
+    from agents.evaluation import experiment, oracle
     from clh.schema import AGENTS
 
-    return experiment.run(arguments, AGENTS, evaluate.whole)
+    return experiment.run(arguments, AGENTS, oracle.whole)
 
 
 if __name__ == "__main__":

@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 
-from clh import runs
+from clh.evaluation import runs
 
 if TYPE_CHECKING:
-    from agents.tasks import Heard, Item
+    from agents.training.examples import Heard, Item
 
     Answered = tuple[Sequence[Item], Sequence[Heard | float]]
 
@@ -49,18 +49,18 @@ def main() -> int:
 
     import asyncio
 
-    from agents import tasks
+    from agents.training import examples
     from clh import corpora
-    from clh.crossencoder import load_crossencoder
-    from clh.llm import LocalModel
+    from clh.models.language import LocalModel
+    from clh.models.reranker import load_crossencoder
 
     recipe = runs.read_recipe(arguments.recipe, Recipe)
     given = arguments.data_dir, arguments.split, arguments.unit, arguments.limit, arguments.seed
-    examples = corpora.sample(arguments.dataset, *given)
-    context = tasks.asking(arguments.dataset, recipe.candidates)
-    items = tasks.draw(examples, context, recipe, recipe.scored)
-    questions = [one for one in items if isinstance(one, tasks.Question)]
-    windows = [one for one in items if isinstance(one, tasks.Window)]
+    documents = corpora.sample(arguments.dataset, *given)
+    context = examples.asking(arguments.dataset, recipe.candidates)
+    items = examples.draw(documents, context, recipe, recipe.scored)
+    questions = [one for one in items if isinstance(one, examples.Question)]
+    windows = [one for one in items if isinstance(one, examples.Window)]
 
     asked: list[tuple[Item, ...]] = []
     got: list[list[Heard | float]] = []
@@ -71,9 +71,9 @@ def main() -> int:
             name, context.settings.cache_dir, max_tokens=recipe.reply_tokens, think=think
         )
         started = time.perf_counter()
-        judged = asyncio.run(tasks.outcomes(questions, model))
+        judged = asyncio.run(examples.outcomes(questions, model))
         between = time.perf_counter()
-        heard = asyncio.run(tasks.outcomes(windows, model))
+        heard = asyncio.run(examples.outcomes(windows, model))
         ended = time.perf_counter()
         asked.append((*questions, *windows))
         got.append([*judged, *heard])
@@ -122,7 +122,7 @@ def intervals(one: "Answered", other: "Answered | None", recipe: Recipe) -> dict
 
     import numpy as np
 
-    from agents import tasks
+    from agents.training import examples
     from clh.errors import InputError
 
     def scores(documents: Sequence[str]) -> dict[str, float]:
@@ -132,7 +132,7 @@ def intervals(one: "Answered", other: "Answered | None", recipe: Recipe) -> dict
             for place, item in enumerate(items):
                 places[item.document].append(place)
             drawn = [place for document in documents for place in places[document]]
-            by_model.append(tasks.scores([items[i] for i in drawn], [got[i] for i in drawn]))
+            by_model.append(examples.scores([items[i] for i in drawn], [got[i] for i in drawn]))
         first, *rest = by_model
         return {
             name: value - rest[0][name] if rest else value

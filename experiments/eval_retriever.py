@@ -19,16 +19,16 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import NonNegativeFloat, PositiveInt
 
-from clh import runs
+from clh.evaluation import runs
 
 if TYPE_CHECKING:
     import numpy as np
 
     from clh.corpora import Example
+    from clh.evaluation.metrics import Scored
     from clh.icd.tabular import CodeSystem
-    from clh.metrics import Scored
+    from clh.models.embedder import Vectors
     from clh.retrieval.lexical import Lexicon
-    from clh.retrieval.towers import Vectors
     from clh.training.pairs import Pair
 
 
@@ -51,13 +51,14 @@ def main() -> int:
 
     from tqdm import tqdm
 
-    from clh import corpora, metrics, stages
+    from clh import corpora
     from clh.config import Settings
+    from clh.document.reader import Reader
+    from clh.evaluation import metrics, stages
+    from clh.evaluation.metrics import Scored
     from clh.icd.tabular import load_tabular
-    from clh.metrics import Scored
-    from clh.reader import Reader
-    from clh.retrieval.ann import open_index
-    from clh.retrieval.towers import load_tower
+    from clh.models.embedder import load_tower
+    from clh.retrieval.index import open_index
     from clh.training.pairs import sentence_pairs
 
     recipe = runs.read_recipe(arguments.recipe, Recipe)
@@ -138,7 +139,7 @@ def ranked(
     """
     import numpy as np
 
-    from clh.metrics import Scored
+    from clh.evaluation.metrics import Scored
 
     order = np.argsort(codes, kind="stable")
     names, starts = np.unique(np.asarray(codes)[order], return_index=True)

@@ -14,7 +14,7 @@ import json
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
-from clh import runs
+from clh.evaluation import runs
 
 
 class Recipe(runs.Recipe):
@@ -41,14 +41,15 @@ def main() -> int:
 
     from agents.assign import completed, features, tally
     from agents.context import Context
-    from agents.tasks import located
+    from agents.training.examples import located
     from agents.verify import judge
-    from clh import corpora, metrics
+    from clh import corpora
     from clh.config import Settings
     from clh.errors import InputError
+    from clh.evaluation import metrics
+    from clh.evaluation.metrics import Scored
     from clh.icd.tabular import load_tabular
-    from clh.metrics import Scored
-    from clh.retrieval.ann import open_index
+    from clh.retrieval.index import open_index
     from clh.training.priors import recount
 
     recipe = runs.read_recipe(arguments.recipe, Recipe)

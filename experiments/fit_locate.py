@@ -5,10 +5,10 @@
 Writes prior.json, precedents.safetensors and metrics.json into OUT, which `locate.prior` of the
 settings can name; what ships is in clh/weights, and the weights of words and length in
 clh/profiles. Counts are of the whole train split. Each weight is the one with the highest
-recall, averaged over the cutoffs of `clh.stages`, on held-out documents that were neither counted
-for it nor seen by the towers. All their sentences are queries: first without a prior, then
-with the number of notes that have a code, then also with the codes of sentences that say the same.
-For the weight of length the queries are the terms that analyze finds under the recipe's profile.
+recall, averaged over the cutoffs of `clh.evaluation.stages`, on held-out documents that were
+neither counted for it nor seen by the towers. All their sentences are queries: first without a
+prior, then with the number of notes that have a code, then also with the codes of sentences that
+say the same. For the weight of length the queries are the terms that analyze finds under the recipe's profile.
 """
 
 import json
@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 
-from clh import runs
+from clh.evaluation import runs
 
 
 class Recipe(runs.Recipe):
@@ -46,11 +46,12 @@ def main() -> int:
     from tqdm import tqdm
 
     from agents.context import Context
-    from agents.evaluate import Source, alone
-    from clh import corpora, stages
+    from agents.evaluation.oracle import Source, alone
+    from clh import corpora
     from clh.config import Settings
+    from clh.evaluation import stages
     from clh.icd.tabular import load_tabular
-    from clh.retrieval.ann import open_index
+    from clh.retrieval.index import open_index
     from clh.retrieval.prior import PRECEDENTS, PRIOR, Prior, Weights
     from clh.training.priors import Counting, count
 

@@ -3,15 +3,16 @@
     python experiments/fit_verifier.py --dataset codiesp --data-dir DIR --output OUT
 
 Writes OUT/model.json and metrics.json; what ships is in clh/weights/verify-retrieval. A candidate
-counts as right if its code is among the note's, both folded as `clh.metrics.folded` does. Notes are
-the folds of the figures that are printed and kept; the weights are fitted on the whole split.
+counts as right if its code is among the note's, both folded as `clh.evaluation.metrics.folded`
+does. Notes are the folds of the figures that are printed and kept; the weights are fitted on the
+whole split.
 """
 
 import json
 
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
-from clh import runs
+from clh.evaluation import runs
 
 
 class Recipe(runs.Recipe):
@@ -38,11 +39,12 @@ def main() -> int:
     from agents.context import Context
     from agents.locate import search
     from agents.verify import consistent, features
-    from clh import corpora, metrics
+    from clh import corpora
     from clh.config import Settings
+    from clh.evaluation import metrics
+    from clh.evaluation.metrics import Scored
     from clh.icd.tabular import load_tabular
-    from clh.metrics import Scored
-    from clh.retrieval.ann import open_index
+    from clh.retrieval.index import open_index
 
     recipe = runs.read_recipe(arguments.recipe, Recipe)
     settings = Settings.load(locate={"candidates": recipe.candidates})

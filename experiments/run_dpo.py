@@ -15,7 +15,7 @@ from typing import Literal
 
 from pydantic import PositiveFloat
 
-from clh import runs
+from clh.evaluation import runs
 from clh.training import language, loop
 
 
@@ -33,27 +33,27 @@ def main() -> int:
     from tqdm import tqdm
     from trl import DPOConfig, DPOTrainer
 
-    from agents import tasks
-    from clh.llm import LocalModel
+    from agents.training import examples
+    from clh.models.language import LocalModel
 
     recipe = runs.read_recipe(arguments.recipe, Recipe)
-    lessons = tasks.prepare(arguments, recipe, "pairs.jsonl")
+    lessons = examples.prepare(arguments, recipe, "pairs.jsonl")
     folder, cache_dir = lessons.folder.path, lessons.context.settings.cache_dir
     student = language.load(recipe, cache_dir)
-    judge = tasks.Judge(lessons.learned, lessons.context)
+    judge = examples.Judge(lessons.learned, lessons.context)
     done = len(lessons.folder.lines("pairs.jsonl"))
     if done < len(judge.items):
         base = LocalModel(
             recipe.base, cache_dir, max_tokens=recipe.reply_tokens, think=recipe.think
         )
         with tqdm(total=len(judge.items), initial=done, unit="question") as bar:
-            for start in range(done, len(judge.items), tasks.AT_ONCE):
-                places = range(start, min(start + tasks.AT_ONCE, len(judge.items)))
-                for pair in asyncio.run(tasks.mistakes(places, judge, base)):
+            for start in range(done, len(judge.items), examples.AT_ONCE):
+                places = range(start, min(start + examples.AT_ONCE, len(judge.items)))
+                for pair in asyncio.run(examples.mistakes(places, judge, base)):
                     lessons.folder.append("null" if pair is None else pair.model_dump_json())
                     bar.update()
     pairs = [
-        tasks.Preference.model_validate_json(line)
+        examples.Preference.model_validate_json(line)
         for line in lessons.folder.lines("pairs.jsonl")
         if line != "null"
     ]

@@ -15,7 +15,7 @@ from typing import Literal
 
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 
-from clh import runs
+from clh.evaluation import runs
 from clh.training import language, loop
 
 
@@ -36,14 +36,14 @@ def main() -> int:
 
     from trl import GRPOConfig, GRPOTrainer
 
-    from agents import tasks
+    from agents.training import examples
 
     recipe = runs.read_recipe(arguments.recipe, Recipe)
-    lessons = tasks.prepare(arguments, recipe)
+    lessons = examples.prepare(arguments, recipe)
     folder = lessons.folder.path
     student = language.load(recipe, lessons.context.settings.cache_dir, unsloth, vllm=True)
     asked = language.fitting(lessons.learned, student.tokenizer, recipe.max_tokens)
-    judge = tasks.Judge(asked, lessons.context)
+    judge = examples.Judge(asked, lessons.context)
     trainer = GRPOTrainer(
         student.model,
         reward_funcs=[getattr(judge, name) for name in recipe.rewards],

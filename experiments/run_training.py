@@ -11,7 +11,7 @@ Writes OUT/best, an adapter that `llm.model` of the settings can name; log.jsonl
 epoch; learned.jsonl and held_out.jsonl, the questions and replies; config.json; checkpoints.
 """
 
-from clh import runs
+from clh.evaluation import runs
 from clh.training import language, loop
 
 
@@ -19,10 +19,10 @@ def main() -> int:
     """Train, and keep the best."""
     arguments = loop.parser(__doc__, "experiments/recipes/run_training.yaml").parse_args()
 
-    from agents import tasks
+    from agents.training import examples
 
     recipe = runs.read_recipe(arguments.recipe, language.SupervisedRecipe)
-    lessons = tasks.prepare(arguments, recipe)
+    lessons = examples.prepare(arguments, recipe)
     folder = lessons.folder.path
     student = language.load(recipe, lessons.context.settings.cache_dir)
     trainer = language.supervised(student, lessons.learned, recipe, folder)

@@ -7,7 +7,7 @@ line says so, and TRL and PEFT train as they do there. unsloth has to be install
 of its own, as it needs older releases of transformers and TRL.
 """
 
-from clh import runs
+from clh.evaluation import runs
 from clh.training import language, loop
 
 
@@ -17,10 +17,10 @@ def main() -> int:
 
     unsloth = language.find_unsloth()
 
-    from agents import tasks
+    from agents.training import examples
 
     recipe = runs.read_recipe(arguments.recipe, language.SupervisedRecipe)
-    lessons = tasks.prepare(arguments, recipe)
+    lessons = examples.prepare(arguments, recipe)
     folder = lessons.folder.path
     student = language.load(recipe, lessons.context.settings.cache_dir, unsloth)
     trainer = language.supervised(student, lessons.learned, recipe, folder)

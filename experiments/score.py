@@ -12,8 +12,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from clh import runs
 from clh.errors import InputError
+from clh.evaluation import runs
 
 _COMPARED = ("micro_f1", "macro_f1", "exact_match", "map")
 
@@ -32,9 +32,9 @@ def main() -> int:
     if arguments.samples < 1:
         raise InputError("--samples is how often to resample: 1 or more")
 
-    from clh import metrics
+    from clh.evaluation import metrics
+    from clh.evaluation.stages import read_predictions
     from clh.icd.tabular import load_tabular
-    from clh.stages import read_predictions
 
     system = load_tabular()
     files = [file for file in (arguments.predictions, arguments.other) if file is not None]

@@ -20,8 +20,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from clh import runs
 from clh.errors import InputError
+from clh.evaluation import runs
 
 FILES = ("icd_csv", "patients_csv", "labels_csv", "splits_csv")
 SHOWN = ("micro_f1", "precision@5", "recall@10", "recall@50", "recall@200")
@@ -47,10 +47,10 @@ def main() -> int:
     from rich.table import Table
     from tqdm import tqdm
 
-    from clh import metrics
     from clh.cache import sha256
     from clh.config import Settings
-    from clh.retrieval.towers import load_tower
+    from clh.evaluation import metrics
+    from clh.models.embedder import load_tower
     from clh.training import patients
 
     recipe = runs.read_recipe(arguments.recipe, patients.Recipe)

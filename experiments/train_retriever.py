@@ -16,7 +16,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from clh import runs
+from clh.evaluation import runs
 
 BEST = "recall@50"  # of the held-out documents, by which the best epoch is kept
 
@@ -32,22 +32,23 @@ def main() -> int:
     from accelerate import Accelerator
     from tqdm import tqdm
 
-    from clh import corpora, models
+    from clh import corpora
     from clh.config import Settings
+    from clh.document.reader import Reader
     from clh.icd.index import read_index
     from clh.icd.tabular import load_tabular
-    from clh.reader import Reader
-    from clh.retrieval.towers import TextEncoder
+    from clh.models import weights
+    from clh.models.embedder import TextEncoder
     from clh.training.pairs import index_pairs, read_abbreviations, sentence_pairs
     from clh.training.retriever import Data, Recipe, Training
 
     recipe = runs.read_recipe(arguments.recipe, Recipe)
-    fast = models.fast_dtype() == torch.bfloat16
+    fast = weights.fast_dtype() == torch.bfloat16
     accelerator = Accelerator(
         mixed_precision="bf16" if fast else "no", cpu=not torch.accelerator.is_available()
     )
     system = load_tabular()
-    base = models.resolve(recipe.base, Settings.load().cache_dir)
+    base = weights.resolve(recipe.base, Settings.load().cache_dir)
     examples = list(corpora.read(arguments.dataset, arguments.data_dir, "train"))
     chosen = corpora.hold_out(examples[: arguments.limit], recipe.held_out, recipe.seed)
     documents, held_out = (sentence_pairs(some, system, Reader()) for some in chosen)
@@ -63,7 +64,7 @@ def main() -> int:
         "held_out": len(held_out),
         **{name: len(pool) for name, (pool, _) in data.pools.items()},
         "codes": len(data.titles),
-        "base": models.model_id(recipe.base, base),
+        "base": weights.model_id(recipe.base, base),
         "processes": accelerator.num_processes,
         "icd_release": system.release,
         "git": runs.git_commit(),

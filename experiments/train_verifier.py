@@ -18,13 +18,13 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from clh import runs
-from clh.training import crossencoder, loop
+from clh.evaluation import runs
+from clh.training import loop, reranker
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from agents.readings import Lessons
+    from agents.training.rerank_pairs import Lessons
 
 
 def main() -> int:
@@ -33,11 +33,11 @@ def main() -> int:
     flags.add_argument("--encoder", help="a trained one to weigh, as verify.encoder in clh.toml")
     arguments = flags.parse_args()
 
-    from agents import readings
-    from clh.crossencoder import load_crossencoder
+    from agents.training import rerank_pairs
+    from clh.models.reranker import load_crossencoder
 
-    recipe = runs.read_recipe(arguments.recipe, crossencoder.Recipe)
-    lessons = readings.prepare(arguments, recipe)
+    recipe = runs.read_recipe(arguments.recipe, reranker.Recipe)
+    lessons = rerank_pairs.prepare(arguments, recipe)
     best = lessons.folder.path / "best"
     if arguments.encoder is None:
         train(lessons, recipe)
@@ -53,21 +53,21 @@ def main() -> int:
     return 0
 
 
-def train(lessons: "Lessons", recipe: crossencoder.Recipe) -> None:
+def train(lessons: "Lessons", recipe: reranker.Recipe) -> None:
     """Train the cross-encoder."""
     import torch
     from transformers import set_seed
 
-    from clh import models
-    from clh.crossencoder import CrossEncoder, open_crossencoder
+    from clh.models import weights
+    from clh.models.reranker import CrossEncoder, open_crossencoder
 
     folder, settings = lessons.folder.path, lessons.context.settings
     set_seed(recipe.seed)
     model, tokenizer = open_crossencoder(
-        models.resolve(recipe.base, settings.cache_dir), torch.float32, to_train=True
+        weights.resolve(recipe.base, settings.cache_dir), torch.float32, to_train=True
     )
     verify = settings.verify
-    trainer = crossencoder.trainer(
+    trainer = reranker.trainer(
         model,
         tokenizer,
         [(one.texts, one.right) for one in lessons.learned],
@@ -82,11 +82,11 @@ def train(lessons: "Lessons", recipe: crossencoder.Recipe) -> None:
         logits = encoder.logits([one.texts for one in likely])
         return scores([one.right for one in likely], logits)
 
-    loop.train(trainer, folder, scored, lambda to: crossencoder.save(model, tokenizer, to))
+    loop.train(trainer, folder, scored, lambda to: reranker.save(model, tokenizer, to))
 
 
 def weigh(
-    lessons: "Lessons", logits: Sequence[float], recipe: crossencoder.Recipe
+    lessons: "Lessons", logits: Sequence[float], recipe: reranker.Recipe
 ) -> tuple[dict[str, object], dict[str, object]]:
     """The weights of what is known of a candidate, and how good they are; logits are of the likely.
 
@@ -97,7 +97,7 @@ def weigh(
     from sklearn.model_selection import GroupKFold, cross_val_predict
 
     from agents.verify import weighed
-    from clh import metrics
+    from clh.evaluation import metrics
 
     said = iter(logits)
     known = [

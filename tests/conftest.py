@@ -11,13 +11,13 @@ import pytest
 from hypothesis import settings as hypothesis_settings
 
 from clh.config import Settings
-from clh.llm import LanguageModel
+from clh.models.language import LanguageModel
 from tests.fakes import ToyTower, toy_guidelines, toy_system
 
 if TYPE_CHECKING:
     from agents.context import Context
-    from clh.reader import Reader
-    from clh.retrieval.ann import CodeIndex
+    from clh.document.reader import Reader
+    from clh.retrieval.index import CodeIndex
 
 MakeContext = Callable[..., "Context"]
 
@@ -51,7 +51,7 @@ def real_context(tmp_path_factory: pytest.TempPathFactory) -> "Context":
     """The real small models and the whole code system, from the ordinary cache."""
     from agents.context import Context
     from clh.icd.tabular import load_tabular
-    from clh.retrieval.ann import open_index
+    from clh.retrieval.index import open_index
 
     settings = Settings.load(data_dir=tmp_path_factory.mktemp("data"))
     return Context.load(settings, open_index(settings, load_tabular()))
@@ -62,7 +62,7 @@ def make_context(data_dir: Path, llm: LanguageModel | None = None, **flags: Any)
     settings."""
     from agents.context import Context, Logistic
     from clh.audit import Audit
-    from clh.icd.rules import CodeBook
+    from clh.icd.rules.checks import CodeBook
 
     settings = Settings.load(data_dir=data_dir, **flags)
     system, index = toy_system(), _toy_index(settings.locate.coarse_dim)
@@ -85,14 +85,14 @@ def make_context(data_dir: Path, llm: LanguageModel | None = None, **flags: Any)
 
 @cache
 def _reader() -> "Reader":
-    from clh.reader import Reader
+    from clh.document.reader import Reader
 
     return Reader()
 
 
 @cache
 def _toy_index(coarse_dim: int) -> "CodeIndex":
-    from clh.retrieval.ann import CodeIndex
+    from clh.retrieval.index import CodeIndex
     from clh.retrieval.lexical import searchable
 
     system = toy_system()

@@ -14,9 +14,9 @@ from pydantic import BaseModel
 
 from clh.errors import ReplyError
 from clh.icd.tabular import CodeSystem, Entry, Heading
-from clh.llm import Messages, Reply, SchemaT
+from clh.models.embedder import Vectors
+from clh.models.language import Messages, Reply, SchemaT
 from clh.retrieval.lexical import content_words
-from clh.retrieval.towers import Vectors
 
 
 class QueuedModel:
@@ -43,7 +43,7 @@ class QueuedModel:
     async def chat(
         self, conversations: Sequence[Messages], schema: type[SchemaT]
     ) -> list[Reply[SchemaT] | ReplyError]:
-        """See `clh.llm.LanguageModel.chat`."""
+        """See `clh.models.language.LanguageModel.chat`."""
         self.chats.extend(conversations)
         return [self._reply(schema) for _ in conversations]
 
@@ -60,7 +60,7 @@ class QueuedModel:
     async def choose(
         self, conversations: Sequence[Messages], options: Sequence[str]
     ) -> list[list[float]]:
-        """See `clh.llm.LanguageModel.choose`."""
+        """See `clh.models.language.LanguageModel.choose`."""
         self.choices.extend(conversations)
         rows = [list(self._probabilities.popleft()) for _ in conversations]
         if any(len(row) != len(options) for row in rows):
@@ -77,7 +77,7 @@ class ToyTower:
     def encode(
         self, texts: Sequence[str], progress: Callable[[int], None] | None = None
     ) -> Vectors:
-        """See `clh.retrieval.towers.Tower.encode`; texts without content share a direction."""
+        """See `clh.models.embedder.Tower.encode`; texts without content share a direction."""
         vectors = np.zeros((len(texts), self.dimensions), dtype=np.float32)
         for row, text in enumerate(texts):
             vectors[row] = sum(map(self._direction, sorted(content_words(text)) or [""]))
@@ -197,7 +197,7 @@ def toy_system() -> CodeSystem:
 
 def toy_guidelines() -> dict[str, Any]:
     """The guidelines less what they say of codes, which a toy system lacks."""
-    said = tomllib.loads((files("clh.icd") / "guidelines.toml").read_text("utf-8"))
+    said = tomllib.loads((files("clh.icd.rules") / "guidelines.toml").read_text("utf-8"))
     return {rule: every if rule == "sections" else [] for rule, every in said.items()}
 
 

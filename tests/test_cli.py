@@ -20,8 +20,8 @@ from agents.context import Context
 from clh import cli
 from clh.config import Settings
 from clh.icd.tabular import load_tabular
-from clh.llm import LanguageModel
-from clh.retrieval.ann import index_folder
+from clh.models.language import LanguageModel
+from clh.retrieval.index import index_folder
 from tests.conftest import make_context
 from tests.fakes import QueuedModel
 

@@ -12,7 +12,7 @@ import pytest
 from agents.code import code
 from agents.context import Context
 from clh.config import Settings
-from clh.llm import LocalModel
+from clh.models.language import LocalModel
 from clh.schema import AGENTS, CodedNote, Note, Policy
 
 pytestmark = pytest.mark.integration

@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clh.config import Locate
-from clh.retrieval.ann import CodeIndex
+from clh.models.embedder import Vectors
+from clh.retrieval.index import CodeIndex
 from clh.retrieval.lexical import content_words
 from clh.retrieval.prior import Prior
-from clh.retrieval.towers import Vectors
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,12 +9,12 @@ from typing import NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from clh import models
 from clh.errors import ModelError
 from clh.icd.tabular import CodeSystem
-from clh.retrieval.ann import CodeIndex
+from clh.models.embedder import Vectors
+from clh.models.weights import learned
+from clh.retrieval.index import CodeIndex
 from clh.retrieval.precedents import Precedents
-from clh.retrieval.towers import Vectors
 
 PRIOR, PRECEDENTS = "prior.json", "precedents.safetensors"  # what a folder holds
 
@@ -66,7 +66,7 @@ class Prior:
     @classmethod
     def load(cls, name: str, index: CodeIndex, system: CodeSystem) -> Self:
         """The prior in the folder `name`, or in `clh/weights/<name>`; ModelError if none is."""
-        folder = models.learned(name)
+        folder = learned(name)
         try:
             raw = (folder / PRIOR).read_bytes()
             given = json.loads(raw)

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 from pydantic import Field, NonNegativeFloat, PositiveInt
 
-from clh import models, runs
 from clh.errors import InputError
-from clh.llm import LanguageModel, LocalModel, Message
+from clh.evaluation import runs
+from clh.models import weights
+from clh.models.language import LanguageModel, LocalModel, Message
 from clh.training import loop
 
 if TYPE_CHECKING:
@@ -111,14 +112,14 @@ def load(
     """The base, ready to train; with unsloth its adapter is on it already.
 
     `vllm` lets vLLM generate, which only unsloth's models can. Raises ModelError as
-    `models.resolve`.
+    `weights.resolve`.
     """
     import torch
     from peft import LoraConfig
     from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 
-    folder, lora = models.resolve(recipe.base, cache_dir), recipe.lora
-    models.silence_bars()
+    folder, lora = weights.resolve(recipe.base, cache_dir), recipe.lora
+    weights.silence_bars()
     set_seed(recipe.seed)
     if unsloth is not None:
         model, tokenizer = unsloth.FastLanguageModel.from_pretrained(
@@ -141,7 +142,7 @@ def load(
             )
         return Student(folder, model, tokenizer, None)
     # Weights that stay as they are may be coarse; those that take small steps may not.
-    dtype = torch.float32 if lora is None else models.fast_dtype()
+    dtype = torch.float32 if lora is None else weights.fast_dtype()
     adapter = (
         None
         if lora is None
@@ -254,7 +255,7 @@ def save(trainer: "Trainer", recipe: Recipe, folder: Path) -> None:
         return
     weights = get_peft_model_state_dict(model, save_embedding_layers=False)
     halves = {name: one.to("cpu", torch.float16).contiguous() for name, one in weights.items()}
-    save_file(halves, folder / models.ADAPTER_WEIGHTS, metadata={"format": "pt"})
+    save_file(halves, folder / weights.ADAPTER_WEIGHTS, metadata={"format": "pt"})
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -265,4 +266,4 @@ def save(trainer: "Trainer", recipe: Recipe, folder: Path) -> None:
         "target_modules": sorted(recipe.lora.modules),
         "inference_mode": True,
     }
-    (folder / models.ADAPTER).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    (folder / weights.ADAPTER).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from clh.corpora import Example
+from clh.document.reader import Reader
 from clh.errors import InputError
 from clh.icd.index import IndexTerm
 from clh.icd.tabular import CodeSystem
-from clh.reader import Reader
 from clh.retrieval.lexical import plain, query
 
 

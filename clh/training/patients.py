@@ -32,14 +32,14 @@ from pydantic import (
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from clh import metrics, runs
+from clh.document.reader import Reader
 from clh.errors import InputError
-from clh.metrics import Scored
-from clh.reader import Reader
-from clh.retrieval.ehr import EhrTower, PatientTower, Scaler
-from clh.retrieval.towers import Tower, Vectors
-from clh.stages import CUTOFFS
+from clh.evaluation import metrics, runs
+from clh.evaluation.metrics import Scored
+from clh.evaluation.stages import CUTOFFS
+from clh.models.embedder import Tower, Vectors
 from clh.training.losses import contrast, matryoshka
+from clh.training.patient_tower import EhrTower, PatientTower, Scaler
 
 Split = Literal["train", "val", "test"]
 

@@ -16,17 +16,18 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from clh import metrics, models, runs
 from clh.config import Settings
 from clh.corpora import Example
+from clh.document.reader import Reader
 from clh.errors import InputError
+from clh.evaluation import metrics, runs
+from clh.evaluation.metrics import Scored
 from clh.icd.tabular import CodeSystem
-from clh.metrics import Scored
-from clh.reader import Reader
-from clh.retrieval.ann import open_index
-from clh.retrieval.attention import LabelAttention, Tokens, read_tokens
+from clh.models import weights
+from clh.models.embedder import TextEncoder, TextTower, Tower, Vectors
+from clh.retrieval.index import open_index
 from clh.retrieval.lexical import query
-from clh.retrieval.towers import TextEncoder, TextTower, Tower, Vectors
+from clh.training.attention import LabelAttention, Tokens, read_tokens
 
 CHOSEN_BY = "map"  # of the held-out notes, by which the best epoch is kept
 
@@ -109,9 +110,11 @@ class Retriever:
     def load(cls, settings: Settings, system: CodeSystem) -> Self:
         """The towers of the settings; the index is built unless the cache has it."""
         name, max_tokens = settings.towers.query, settings.towers.max_tokens
-        folder = models.resolve(name, settings.cache_dir)
-        encoder = TextEncoder.load(folder, models.fast_dtype()).eval()
-        tower = TextTower(encoder, models.model_id(name, folder), max_tokens, settings.towers.batch)
+        folder = weights.resolve(name, settings.cache_dir)
+        encoder = TextEncoder.load(folder, weights.fast_dtype()).eval()
+        tower = TextTower(
+            encoder, weights.model_id(name, folder), max_tokens, settings.towers.batch
+        )
         index = open_index(settings, system)
         codes = CodeVectors([code for code, _ in index.pairs], index.vectors())
         return cls(encoder, tower, max_tokens, codes, system)

@@ -23,14 +23,15 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from clh import metrics, models, runs
 from clh.errors import InputError, ModelError
+from clh.evaluation import metrics, runs
+from clh.evaluation.metrics import Scored
+from clh.evaluation.stages import CUTOFFS
 from clh.icd.index import IndexTerm
 from clh.icd.tabular import CodeSystem
-from clh.metrics import Scored
+from clh.models import weights
+from clh.models.embedder import TextEncoder
 from clh.retrieval.lexical import searchable
-from clh.retrieval.towers import TextEncoder
-from clh.stages import CUTOFFS
 from clh.training.losses import backpropagate, contrast, matryoshka
 from clh.training.pairs import Pair, reported
 
@@ -329,7 +330,7 @@ class Training:
     def _encode(self, texts: Sequence[str]) -> Tensor:
         """Vectors without gradients, in the order of the texts, not normalised."""
         # A copy in the dtype of the search, which is faster and what the towers will be used in.
-        encoder = deepcopy(self._encoder).to(models.fast_dtype()).eval()
+        encoder = deepcopy(self._encoder).to(weights.fast_dtype()).eval()
         chunks, order = _chunks(texts, 2 * self._recipe.chunk)
         with torch.no_grad():
             return torch.cat([self._vectors(encoder, chunk) for chunk in chunks])[order]

@@ -22,8 +22,8 @@ from agents.analyze import Quoted, Reply
 from agents.code import code
 from agents.context import Context
 from clh.errors import ReplyError, ServerError
-from clh.llm import Messages, SchemaT
-from clh.llm import Reply as LlmReply
+from clh.models.language import Messages, SchemaT
+from clh.models.language import Reply as LlmReply
 from clh.schema import AGENTS, CodedNote, Note
 from tests.conftest import MakeContext
 from tests.fakes import QueuedModel, ToyTower

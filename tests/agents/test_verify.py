@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from agents.context import Logistic
 from agents.verify import features, verify, weighed
-from clh.crossencoder import CrossEncoder
 from clh.errors import ModelError
-from clh.llm import Messages
+from clh.models.language import Messages
+from clh.models.reranker import CrossEncoder
 from clh.retrieval.lexical import Lexicon
 from clh.schema import Candidate, Note
 from tests.agents.steps import candidate, step, term

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from clh import metrics
 from clh.corpora import CORPORA, Example, read
+from clh.evaluation import metrics
+from clh.evaluation.metrics import Scored
+from clh.evaluation.stages import CUTOFFS
 from clh.icd.tabular import load_tabular
-from clh.metrics import Scored
-from clh.stages import CUTOFFS
 from tests.corpora.fixtures import FIXTURES, codiesp_train
 
 REAL = os.environ.get("CLH_TEST_DATA", "")

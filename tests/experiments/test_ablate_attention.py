@@ -13,18 +13,18 @@ import pytest
 import torch
 import yaml
 
-from clh import runs
 from clh.config import Settings
 from clh.corpora import Evidence, Example
 from clh.errors import InputError
+from clh.evaluation import runs
+from clh.evaluation.metrics import Scored, compare, set_scores
+from clh.evaluation.stages import read_predictions
 from clh.icd.tabular import CodeSystem
-from clh.metrics import Scored, compare, set_scores
-from clh.retrieval.attention import LabelAttention, Tokens
+from clh.models.embedder import TextEncoder, TextTower
 from clh.retrieval.lexical import searchable
-from clh.retrieval.towers import TextEncoder, TextTower
 from clh.schema import Note
-from clh.stages import read_predictions
 from clh.training import rerank
+from clh.training.attention import LabelAttention, Tokens
 from tests.fakes import tiny_encoder, toy_system
 
 ROOT = Path(__file__).parents[2]

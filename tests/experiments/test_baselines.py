@@ -15,12 +15,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clh import runs
 from clh.corpora import Example
 from clh.errors import InputError
+from clh.evaluation import runs
+from clh.evaluation.metrics import Scored, set_scores
 from clh.icd.index import IndexTerm
 from clh.icd.tabular import load_tabular
-from clh.metrics import Scored, set_scores
 from clh.retrieval.lexical import searchable
 from clh.schema import Note
 from tests.fakes import toy_system

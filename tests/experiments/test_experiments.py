@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from agents import evaluate, experiment
+from agents.evaluation import experiment, oracle
 from clh.corpora import CORPORA, read
 from clh.schema import AGENTS
 from tests.conftest import MakeContext
@@ -129,7 +129,7 @@ def test_a_killed_run_goes_on_and_gives_the_same_files(
     script: Script, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     coded: list[str] = []
-    original = evaluate.whole
+    original = oracle.whole
 
     async def whole(example: Any, context: Any, git: str) -> Any:
         if example.id == "c" and "c" not in coded:
@@ -138,7 +138,7 @@ def test_a_killed_run_goes_on_and_gives_the_same_files(
         coded.append(example.id)
         return await original(example, context, git)
 
-    monkeypatch.setattr(evaluate, "whole", whole)
+    monkeypatch.setattr(oracle, "whole", whole)
     with pytest.raises(KeyboardInterrupt):
         script("benchmark", *flags(data, tmp_path / "killed"))
     steps = tmp_path / "killed" / "steps.jsonl"

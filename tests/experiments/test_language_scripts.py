@@ -16,11 +16,11 @@ import yaml
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer
 
-from agents import tasks
+from agents.training import examples
 from clh.corpora import hold_out, read
-from clh.crossencoder import open_crossencoder
-from clh.llm import LocalModel
-from clh.training import crossencoder, language
+from clh.models.language import LocalModel
+from clh.models.reranker import open_crossencoder
+from clh.training import language, reranker
 from tests.conftest import MakeContext
 from tests.fakes import tiny_encoder, tiny_llama, toy_system
 
@@ -58,7 +58,7 @@ Run = Callable[..., int]
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, context: MakeContext, tmp_path: Path) -> Run:
     """Runs a script in this process, agents on fakes, and gives its exit code."""
-    monkeypatch.setattr(tasks, "load_tabular", toy_system)
+    monkeypatch.setattr(examples, "load_tabular", toy_system)
 
     def load(settings: Any, system: Any) -> Any:
         candidates = settings.locate.candidates
@@ -66,7 +66,7 @@ def run(monkeypatch: pytest.MonkeyPatch, context: MakeContext, tmp_path: Path) -
             policy=settings.policy, locate={"candidates": candidates}, cache_dir=tmp_path / "cache"
         )
 
-    monkeypatch.setattr(tasks, "_load", load)
+    monkeypatch.setattr(examples, "_load", load)
 
     def script(name: str, flags: list[str], *more: str) -> int:
         monkeypatch.setattr(sys, "argv", [name, *flags, *more])
@@ -216,9 +216,9 @@ def test_a_kill_between_the_end_of_an_epoch_and_its_score(
             raise KeyboardInterrupt
         return await score(*given)
 
-    score = tasks.score
+    score = examples.score
     with monkeypatch.context() as patch:
-        patch.setattr(tasks, "score", until)
+        patch.setattr(examples, "score", until)
         with pytest.raises(KeyboardInterrupt):
             run("run_training", given, "--output", str(killed))
     assert [row["epoch"] for row in log(killed)] == [0]
@@ -240,10 +240,10 @@ def test_questions_that_were_answered_are_not_asked_again(
         asked.extend(places)
         return await mistakes(places, *given)
 
-    mistakes = tasks.mistakes
-    monkeypatch.setattr(tasks, "AT_ONCE", 5)
+    mistakes = examples.mistakes
+    monkeypatch.setattr(examples, "AT_ONCE", 5)
     with monkeypatch.context() as patch:
-        patch.setattr(tasks, "mistakes", until)
+        patch.setattr(examples, "mistakes", until)
         with pytest.raises(KeyboardInterrupt):
             run("run_dpo", given, "--output", str(out))
     assert len((out / "pairs.jsonl").read_text().splitlines()) == 5
@@ -315,7 +315,7 @@ def test_models_are_held_against_each_other_on_the_same_questions(
     given += ["--recipe", str(tmp_path / "eval.yaml"), "--output", str(tmp_path / "out")]
     base, encoder = str(tmp_path / "base"), tmp_path / "encoder"
     untrained = open_crossencoder(tiny_encoder(tmp_path / "tower"), torch.float32, to_train=True)
-    crossencoder.save(*untrained, encoder)
+    reranker.save(*untrained, encoder)
     given += ["--models", base, base, "--thinking", base, "--encoder", str(encoder)]
     assert run("eval_language", given) == 0
     report = json.loads((tmp_path / "out" / "metrics.json").read_text())
@@ -349,14 +349,14 @@ def test_a_model_that_thinks_is_scored_thinking(
         thoughts.extend(await model.think([items[0].messages]))
         return await score(items, model)
 
-    score = tasks.score
-    monkeypatch.setattr(tasks, "score", spy)
+    score = examples.score
+    monkeypatch.setattr(examples, "score", spy)
     out = tmp_path / "out"
     assert run(script, flags(script, epochs=1, think=True), "--output", str(out)) == 0
     assert [row["analyze_usable"] for row in log(out)] == [1, 1]
     assert all(re.fullmatch("<think>[^<]+</think>\n", one) for one in thoughts)
     tuned = LocalModel(str(out / "best"), tmp_path / "cache", max_tokens=16, think=True)
-    item = tasks.kept(out / "held_out.jsonl", tasks._ITEM, list)[0]
+    item = examples.kept(out / "held_out.jsonl", examples._ITEM, list)[0]
     assert asyncio.run(tuned.think([item.messages])) == thoughts[1:]
     if script == "run_dpo":
         lines = (out / "pairs.jsonl").read_bytes().decode().split("\n")[:-1]

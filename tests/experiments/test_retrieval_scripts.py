@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from clh.stages import CUTOFFS
+from clh.evaluation.stages import CUTOFFS
 from tests.experiments.test_train_retriever import span
 from tests.fakes import tiny_encoder, toy_system
 
@@ -33,7 +33,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     """Runs a script in this process, on the toy code system, and gives its exit code."""
     monkeypatch.setattr("clh.icd.tabular.load_tabular", toy_system)
     monkeypatch.setattr("agents.context.load_tabular", toy_system)
-    monkeypatch.setattr("agents.experiment.load_tabular", toy_system)
+    monkeypatch.setattr("agents.evaluation.experiment.load_tabular", toy_system)
     tower = str(tiny_encoder(tmp_path / "tower"))
     monkeypatch.setenv("CLH_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setenv("CLH_DATA_DIR", str(tmp_path / "data"))

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clh.icd.references import read
-from clh.icd.rules import Claim, load_rules
+from clh.icd.rules.checks import Claim, load_rules
 
 BOOK = load_rules()
 SYSTEM = BOOK.system

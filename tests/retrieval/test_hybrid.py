@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from agents.locate import search
 from clh.retrieval import hybrid
-from clh.retrieval.ann import CodeIndex
+from clh.retrieval.index import CodeIndex
 from clh.retrieval.lexical import content_words
 from tests.conftest import MakeContext
 

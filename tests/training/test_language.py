@@ -12,10 +12,10 @@ import yaml
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from agents.tasks import Question
+from agents.training.examples import Question
 from clh.errors import InputError, ModelError
-from clh.llm import LocalModel, Message, thinking
-from clh.models import model_id, resolve
+from clh.models.language import LocalModel, Message, thinking
+from clh.models.weights import model_id, resolve
 from clh.training import language
 from clh.training.language import Lora, SupervisedRecipe, fitting, said
 from tests.fakes import tiny_llama

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from clh.corpora import Evidence, Example
+from clh.document.reader import Reader
 from clh.errors import InputError
 from clh.icd.index import IndexTerm
-from clh.reader import Reader
 from clh.schema import Note, Span
 from clh.training.pairs import abbreviated, index_pairs, read_abbreviations, sentence_pairs
 from tests.fakes import toy_system

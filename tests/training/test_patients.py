@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clh.errors import InputError
-from clh.metrics import Scored
-from clh.retrieval.ehr import PatientTower
+from clh.evaluation.metrics import Scored
+from clh.training.patient_tower import PatientTower
 from clh.training.patients import (
     BEST,
     Codes,

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from clh.errors import InputError, ModelError
+from clh.evaluation.runs import read_recipe
 from clh.icd.index import IndexTerm
+from clh.models.embedder import TextEncoder
 from clh.retrieval.lexical import searchable
-from clh.retrieval.towers import TextEncoder
-from clh.runs import read_recipe
 from clh.training.pairs import Pair, index_pairs
 from clh.training.retriever import Columns, Data, Recipe, Relations
 from tests.fakes import tiny_encoder, toy_system

@@ -1,0 +1,1 @@
+"""Experiments with the agents: a corpus through all of them, or one on gold input."""

@@ -1,0 +1,1 @@
+"""Training data of the agents: examples, preference pairs and rewards."""

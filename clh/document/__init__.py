@@ -1,0 +1,1 @@
+"""Reading a note: sections, sentences and the assertion status of a mention."""

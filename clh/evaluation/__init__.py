@@ -1,0 +1,1 @@
+"""Scores, reports and the folders that experiments write."""

@@ -1,0 +1,1 @@
+"""The rules of the code book: checks of a set of codes, and what can be fixed automatically."""

@@ -1,0 +1,1 @@
+"""Models: where weights come from, text embedders, rerankers and language models."""

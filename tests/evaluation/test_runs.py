@@ -1,0 +1,136 @@
+"""What experiments share: a folder that a killed run leaves whole, recipes, exit codes."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from clh.errors import ClhError, InputError
+from clh.evaluation import runs
+
+FILES = ("steps.jsonl", "predictions.jsonl")
+LINES = st.text(st.characters(exclude_characters="\n", exclude_categories=["Cs"]), max_size=5)
+
+
+def opened(path: Path, **config: object) -> runs.Folder:
+    return runs.Folder(path, config, FILES)
+
+
+@given(lines=st.lists(st.tuples(LINES, LINES), max_size=6), data=st.data())
+def test_a_run_killed_anywhere_goes_on_after_the_last_whole_note(
+    tmp_path_factory: pytest.TempPathFactory, lines: list[tuple[str, str]], data: st.DataObject
+) -> None:
+    path = tmp_path_factory.mktemp("run") / "out"
+    folder = opened(path)
+    for pair in lines:
+        folder.append(*pair)
+    for name in FILES:  # each file as far as it was written when the process died
+        content = (path / name).read_bytes()
+        (path / name).write_bytes(content[: data.draw(st.integers(0, len(content)))])
+    whole = min((path / name).read_bytes().count(b"\n") for name in FILES)
+
+    again = opened(path)
+    assert [again.lines(name) for name in FILES] == [
+        [pair[column] for pair in lines[:whole]] for column in range(2)
+    ]
+    for pair in lines[whole:]:
+        again.append(*pair)
+    assert [*zip(*map(again.lines, FILES), strict=True)] == lines
+
+
+def test_a_folder_takes_one_run_only(tmp_path: Path) -> None:
+    opened(tmp_path, seed=0, limit=3).append("a", "b")
+    assert opened(tmp_path, seed=0, limit=3).lines(FILES[0]) == ["a"]
+    with pytest.raises(InputError, match=r"holds another run \(limit, seed differ\)"):
+        opened(tmp_path, seed=1, limit=4)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(InputError, match=r"config\.json is damaged"):
+        opened(tmp_path, seed=0)
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="file cannot be written"):
+        opened(tmp_path / "file")
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    file = tmp_path / "metrics.json"
+    runs.write(file, "before")
+    with pytest.raises(UnicodeEncodeError):
+        runs.write(file, "half \ud800")
+    assert file.read_text() == "before"
+
+
+class Learning(runs.Recipe):
+    rate: float
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "recipe: "),
+        ("- a\n- b\n", "recipe: "),
+        ("rate: [", "cannot be read: "),
+        ("\xff", "cannot be read: "),
+        ("rate: fast", "rate: "),
+        ("rate: 1\nspeed: 2", "speed: "),
+        ("{}", "rate: Field required"),
+    ],
+)
+def test_what_is_wrong_in_a_recipe_is_named(tmp_path: Path, text: str, said: str) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_bytes(text.encode("latin-1"))
+    with pytest.raises(InputError, match=rf"recipe\.yaml,? {said}") as error:
+        runs.read_recipe(file, Learning)
+    assert "\n" not in str(error.value)
+
+
+def test_a_recipe_is_read(tmp_path: Path) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text("rate: 1.5  # fast\n")
+    assert runs.read_recipe(file, Learning).rate == 1.5
+    with pytest.raises(InputError, match=r"none\.yaml cannot be read"):
+        runs.read_recipe(tmp_path / "none.yaml", Learning)
+
+
+def fail(error: Exception) -> Callable[[], int]:
+    def main() -> int:
+        raise error
+
+    return main
+
+
+@pytest.mark.parametrize(
+    ("main", "code", "said"),
+    [
+        (lambda: 0, 0, ""),
+        (lambda: 1, 1, ""),
+        (fail(InputError("no such split")), 2, "no such split\n"),
+        (fail(ClhError("weights are damaged")), 1, "weights are damaged\n"),
+        (
+            fail(ModuleNotFoundError(name="sklearn")),
+            2,
+            "sklearn is not installed: `pip install 'clh[experiments]'`\n",
+        ),
+    ],
+)
+def test_a_script_ends_with_one_line(
+    capsys: pytest.CaptureFixture[str], main: Callable[[], int], code: int, said: str
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        runs.command(main)
+    assert (ended.value.code, capsys.readouterr().err) == (code, said)
+
+
+def test_the_fingerprint_is_of_values_not_of_their_order() -> None:
+    assert runs.fingerprint({"a": 1, "b": [2]}) == runs.fingerprint({"b": [2], "a": 1})
+    assert runs.fingerprint({"a": 1}) != runs.fingerprint({"a": 2})
+
+
+def test_the_config_is_there_to_read(tmp_path: Path) -> None:
+    opened(tmp_path, seed=0, recipe={"bootstrap": 10})
+    assert json.loads((tmp_path / "config.json").read_text())["recipe"] == {"bootstrap": 10}
