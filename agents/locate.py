@@ -31,10 +31,10 @@ def search(queries: list[str], context: Context) -> list[list[Candidate]]:
                 code=one.code,
                 title=context.system[one.code].title,
                 matched=one.text,
-                score=min(one.similarity, 1.0),
-                words=one.words,
-                length=one.length,
-                prior=one.prior,
+                similarity=min(one.similarity, 1.0),
+                lexical_score=one.lexical_score,
+                length_bonus=one.length_bonus,
+                prior_score=one.prior_score,
                 precedent=one.precedent,
             )
             for one in best

@@ -104,7 +104,7 @@ def search(
         return
     table = _table("Code", "Score", "Title", "Closest text")
     for found in shown:
-        table.add_row(found.code, f"{found.score:.2f}", found.title, found.matched)
+        table.add_row(found.code, f"{found.similarity:.2f}", found.title, found.matched)
     _console().print(table)
 
 

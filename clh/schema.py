@@ -65,7 +65,7 @@ class Term(Shape):
     reason: bool = Field(
         default=False, description="whether the note gives it as complaint, assessment or diagnosis"
     )
-    whole: bool = Field(
+    is_sentence: bool = Field(
         default=False, description="whether it is a sentence as a whole, beside the mentions in it"
     )
 
@@ -76,18 +76,20 @@ class Candidate(Shape):
     code: str
     title: str
     matched: str = Field(description="the title, inclusion term or index term that lay closest")
-    score: float = Field(description="cosine similarity of lead term and matched text")
-    words: float = Field(default=0.0, description="what the words that both have add to it")
-    length: float = Field(default=0.0, description="what the length of the lead term adds to it")
-    prior: float = Field(default=0.0, description="what the corpus's use of the code adds to it")
+    similarity: float = Field(description="cosine similarity of lead term and matched text")
+    lexical_score: float = Field(default=0.0, description="added for the words that both share")
+    length_bonus: float = Field(default=0.0, description="added for the length of the lead term")
+    prior_score: float = Field(
+        default=0.0, description="added for how often the corpus has the code"
+    )
     precedent: float = Field(
         default=0.0, description="how often the corpus has the code where it has the same words"
     )
 
     @property
-    def rank(self) -> float:
-        """What locate orders candidates by."""
-        return self.score + self.words + self.length + self.prior
+    def fused_score(self) -> float:
+        """The score that locate ranks candidates by."""
+        return self.similarity + self.lexical_score + self.length_bonus + self.prior_score
 
 
 class Verdict(Shape):

@@ -8,7 +8,8 @@ clh/profiles. Counts are of the whole train split. Each weight is the one with t
 recall, averaged over the cutoffs of `clh.evaluation.stages`, on held-out documents that were
 neither counted for it nor seen by the towers. All their sentences are queries: first without a
 prior, then with the number of notes that have a code, then also with the codes of sentences that
-say the same. For the weight of length the queries are the terms that analyze finds under the recipe's profile.
+say the same. For the weight of length the queries are the terms that analyze finds under the
+recipe's profile.
 """
 
 import json

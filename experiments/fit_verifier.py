@@ -35,10 +35,10 @@ def main() -> int:
     from sklearn.model_selection import GroupKFold
     from tqdm import tqdm
 
-    from agents.analyze import propose
+    from agents.analyze import extract_by_retrieval
     from agents.context import Context
     from agents.locate import search
-    from agents.verify import consistent, features
+    from agents.verify import features, same_laterality
     from clh import corpora
     from clh.config import Settings
     from clh.evaluation import metrics
@@ -57,10 +57,10 @@ def main() -> int:
     )
     rows, labels, notes, terms_of, codes = [], [], [], [], []
     for number, (example, note) in enumerate(zip(examples, tqdm(gold, unit="note"), strict=False)):
-        terms = propose(example.note, context)
+        terms = extract_by_retrieval(example.note, context)
         found = search([term.lead_term for term in terms], context)
         for position, (term, near) in enumerate(zip(terms, found, strict=True)):
-            candidates = consistent(term, near)
+            candidates = same_laterality(term, near)
             measured = features(term, candidates, context.index.lexicon)
             for candidate, row in zip(candidates, measured, strict=True):
                 rows.append(row)

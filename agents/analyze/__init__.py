@@ -53,10 +53,10 @@ async def analyze(state: State, context: Context, trace: Trace) -> dict[str, Any
     note = state["note"]
     if context.settings.analyze.source == "llm":
         return {"terms": await ask(note, context, trace)}
-    return {"terms": await asyncio.to_thread(propose, note, context)}
+    return {"terms": await asyncio.to_thread(extract_by_retrieval, note, context)}
 
 
-def propose(note: Note, context: Context) -> list[Term]:
+def extract_by_retrieval(note: Note, context: Context) -> list[Term]:
     """The terms whose words lie close to some text of the code system, or that a corpus codes.
 
     If the settings say so, each sentence as a whole, too: no span of "weak and unsteady since the
@@ -75,7 +75,7 @@ def propose(note: Note, context: Context) -> list[Term]:
         context.tower.encode(texts), settings.neighbours, settings.shortlist
     )
     weights = {
-        text: max([precedence(text, context), *(weight(text, hit, context) for hit in hits)])
+        text: max([prior_score(text, context), *(weight(text, hit, context) for hit in hits)])
         for text, hits in zip(texts, near, strict=True)
     }
     weighed = [(mention, weights[expand(_squeezed(mention[1]))]) for mention in mentions]
@@ -84,10 +84,10 @@ def propose(note: Note, context: Context) -> list[Term]:
         _term(note, sentence, tokens, status)
         for (sentence, tokens), status in zip(best, context.reader.statuses(best), strict=True)
     ]
-    return [*terms, *wholes(note, sentences, context)] if settings.sentences else terms
+    return [*terms, *sentence_terms(note, sentences, context)] if settings.sentences else terms
 
 
-def wholes(note: Note, sentences: Iterable[Sentence], context: Context) -> list[Term]:
+def sentence_terms(note: Note, sentences: Iterable[Sentence], context: Context) -> list[Term]:
     """Each sentence as one term, affirmed only if every word of it is."""
     terms = []
     for sentence in sentences:
@@ -96,7 +96,7 @@ def wholes(note: Note, sentences: Iterable[Sentence], context: Context) -> list[
         said = context.reader.statuses(words)
         status: Status = next((one for one in said if one != "affirmed"), "affirmed")
         term = _term(note, sentence, tokens, status)
-        terms.append(term.model_copy(update={"whole": True}))
+        terms.append(term.model_copy(update={"is_sentence": True}))
     return terms
 
 
@@ -144,7 +144,7 @@ def weight(text: str, hit: Hit, context: Context) -> float:
     return (closeness - settings.min_closeness) * gain
 
 
-def precedence(text: str, context: Context) -> float:
+def prior_score(text: str, context: Context) -> float:
     """How much is gained by taking `text` for a mention that the corpus's annotators coded."""
     if context.prior is None:
         return 0.0
@@ -208,13 +208,13 @@ async def ask(note: Note, context: Context, trace: Trace) -> list[Term]:
                 quote=quote,
                 sentence=note.span(start, end),
                 lead_term=quoted.lead_term,
-                status=doubted(quoted.status, quote, within, context.reader),
+                status=reconcile_status(quoted.status, quote, within, context.reader),
                 reason=within.section == "reason",
             )
     return sorted(terms.values(), key=lambda term: term.quote.start)
 
 
-def doubted(said: Status, quote: Span, sentence: Sentence, reader: Reader) -> Status:
+def reconcile_status(said: Status, quote: Span, sentence: Sentence, reader: Reader) -> Status:
     """The model's status, unless it affirms what the sentence denies or tells of others.
 
     A small model overlooks "no evidence of"; the rules of the reader do not.

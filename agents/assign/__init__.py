@@ -174,10 +174,10 @@ def support(
             continue
         counted = [one for one in found[code] if counts(terms[one.term], code, context, trace)]
         if counted:
-            best = max(counted, key=lambda one: (one.weight, one.candidate.rank))
+            best = max(counted, key=lambda one: (one.weight, one.candidate.fused_score))
             enough = settings.evidence * best.weight
             strong = [terms[one.term] for one in counted if one.weight >= enough]
-            mentions = [one for one in strong if not one.whole]
+            mentions = [one for one in strong if not one.is_sentence]
             share = best.candidate.precedent
             said = f"{share:.0%} of sentences that say so have it; " if share else ""
             quotes = [one.quote for one in mentions or strong]
@@ -193,7 +193,7 @@ def tally(
     codes: defaultdict[str, list[Found]] = defaultdict(list)
     for term, near in enumerate(candidates):
         known = [one for one in near if (term, one.code) in judged]
-        for place, one in enumerate(sorted(known, key=lambda one: -one.rank)):
+        for place, one in enumerate(sorted(known, key=lambda one: -one.fused_score)):
             verdict = judged[term, one.code]
             codes[one.code].append(Found(term, one, place, verdict.probability, verdict.rationale))
     return dict(codes)
@@ -208,10 +208,10 @@ def features(found: Sequence[Found]) -> dict[str, float]:
     probability = max(one.probability for one in found)
     return {
         "verdict": logit(probability),
-        "rank": max(one.candidate.rank for one in found),
-        "similarity": max(one.candidate.score for one in found),
-        "words": max(one.candidate.words for one in found),
-        "prior": max(one.candidate.prior for one in found),
+        "rank": max(one.candidate.fused_score for one in found),
+        "similarity": max(one.candidate.similarity for one in found),
+        "words": max(one.candidate.lexical_score for one in found),
+        "prior": max(one.candidate.prior_score for one in found),
         "precedent": precedent,
         "log_precedent": math.log(precedent + _SELDOM),
         "log_either": math.log(precedent + probability + _LEAST),

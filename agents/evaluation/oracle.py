@@ -180,7 +180,7 @@ def _missing(
     codes = [code for code in stems if code not in {one.code for one in near}]
     vectors = context.tower.encode([term.lead_term, *(system[code].title for code in codes)])
     return [
-        Candidate(code=code, title=system[code].title, matched=system[code].title, score=score)
+        Candidate(code=code, title=system[code].title, matched=system[code].title, similarity=score)
         for code, score in zip(codes, (vectors[1:] @ vectors[0]).tolist(), strict=True)
     ]
 
@@ -206,7 +206,7 @@ def _best(agent: Agent, state: Mapping[str, Any]) -> dict[str, tuple[float, int,
     """For each code the best score, the term that has it, and why; best first."""
     if agent == "locate":
         scores = [
-            (one.code, one.rank, position, one.matched)
+            (one.code, one.fused_score, position, one.matched)
             for position, found in enumerate(state.get("candidates", []))
             for one in found
         ]
@@ -228,7 +228,7 @@ def _near(candidates: Sequence[Sequence[Candidate]], context: Context) -> dict[s
     for found in candidates:
         # The index has codes as they are reported; others came by the prior.
         from_index = [one for one in found if reported(one.code) == one.code]
-        ranks = {one.code: round(one.rank - one.prior, 4) for one in from_index}
+        ranks = {one.code: round(one.fused_score - one.prior_score, 4) for one in from_index}
         for code in sorted(ranks, key=lambda code: -ranks[code])[:most]:
             best[code] = max(best.get(code, -1.0), ranks[code])
     return dict(sorted(best.items(), key=lambda item: -item[1]))

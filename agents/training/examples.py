@@ -22,11 +22,11 @@ from pydantic import Field, TypeAdapter, ValidationError
 from spacy.tokens import Span as Tokens
 
 import prompts
-from agents.analyze import Quoted, Reply, find, propose, windows
+from agents.analyze import Quoted, Reply, extract_by_retrieval, find, windows
 from agents.context import Context
 from agents.locate import search
 from agents.state import conversation
-from agents.verify import ANSWERS, consistent, question, texts
+from agents.verify import ANSWERS, question, same_laterality, texts
 from clh import corpora
 from clh.config import Settings
 from clh.corpora import Example
@@ -291,9 +291,9 @@ def located(example: Example, context: Context) -> tuple[list[Term], list[list[C
     """
     if example.codes and not example.evidence:
         raise InputError(f"{example.id} has codes without evidence: agents learn from evidence")
-    terms = propose(example.note, context)
+    terms = extract_by_retrieval(example.note, context)
     found = search([term.lead_term for term in terms], context)
-    return terms, [consistent(*pair) for pair in zip(terms, found, strict=True)]
+    return terms, [same_laterality(*pair) for pair in zip(terms, found, strict=True)]
 
 
 def gold_codes(example: Example, context: Context) -> set[str | None]:

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from agents.context import Context, logit
 from agents.training import examples
-from agents.verify import likeliest, texts, weigh, worth
+from agents.verify import rerank_key, score_candidates, select_for_reranking, texts
 from clh.config import Settings
 from clh.corpora import Example
 from clh.evaluation import runs
@@ -119,11 +119,11 @@ def readings(
         here = {mark.code for mark in marks if examples.meet(mark, term.sentence)}
         for one, code in zip(near, examples.reported_codes(near, context), strict=True):
             known = best.get((code, term.sentence))
-            if code in here and (known is None or worth(term, one) > worth(*known)):
+            if code in here and (known is None or rerank_key(term, one) > rerank_key(*known)):
                 best[code, term.sentence] = (term, one)
     others = [
         (terms[position], one)
-        for position, one in likeliest(terms, found, context.settings.verify.codes)
+        for position, one in select_for_reranking(terms, found, context.settings.verify.codes)
         if context.system.reported(one.code) not in gold
     ]
     drawn = rng.sample(others, min(round(negatives * len(best)), len(others)))
@@ -143,12 +143,12 @@ def considered(example: Example, context: Context) -> list[Considered]:
     terms, found = examples.located(example, context)
     gold = examples.gold_codes(example, context)
     retrieval: dict[str, float] = {}
-    for verdict in weigh(terms, found, context):
+    for verdict in score_candidates(terms, found, context):
         odds = logit(verdict.probability)
         retrieval[verdict.code] = max(odds, retrieval.get(verdict.code, odds))
     ranks: dict[str, float] = {}
     for one in itertools.chain.from_iterable(found):
-        ranks[one.code] = max(one.rank, ranks.get(one.code, one.rank))
+        ranks[one.code] = max(one.fused_score, ranks.get(one.code, one.fused_score))
     most = context.settings.verify.codes
     return [
         Considered(
@@ -159,5 +159,5 @@ def considered(example: Example, context: Context) -> list[Considered]:
             retrieval=retrieval[one.code],
             rank=ranks[one.code],
         )
-        for place, (position, one) in enumerate(likeliest(terms, found, len(retrieval)))
+        for place, (position, one) in enumerate(select_for_reranking(terms, found, len(retrieval)))
     ]

@@ -25,7 +25,7 @@ ANSWERS = ("yes", "no")
 async def verify(state: State, context: Context, trace: Trace) -> dict[str, Any]:
     """Judge every candidate of every term."""
     terms = state["terms"]
-    candidates = [consistent(*pair) for pair in zip(terms, state["candidates"], strict=True)]
+    candidates = [same_laterality(*pair) for pair in zip(terms, state["candidates"], strict=True)]
     for term, before, after in zip(terms, state["candidates"], candidates, strict=True):
         for candidate in before:
             if candidate not in after:
@@ -40,20 +40,20 @@ def judge(
     terms: Sequence[Term], candidates: Sequence[Sequence[Candidate]], context: Context
 ) -> list[Verdict]:
     """The verdicts of the fitted verifier, and of the cross-encoder if there is one."""
-    verdicts = weigh(terms, candidates, context)
+    verdicts = score_candidates(terms, candidates, context)
     if context.encoder is None or context.reading is None:
         return verdicts
     said = read(terms, candidates, context.encoder, context.settings.verify.codes)
-    return reconsider(verdicts, candidates, said, context.reading)
+    return combine_scores(verdicts, candidates, said, context.reading)
 
 
-def consistent(term: Term, candidates: Sequence[Candidate]) -> list[Candidate]:
+def same_laterality(term: Term, candidates: Sequence[Candidate]) -> list[Candidate]:
     """The candidates less those of the other side: none says left where the note says right."""
     said = _sides(term.quote.text) or _sides(term.sentence.text)
     return [one for one in candidates if not said or _sides(one.title) <= said]
 
 
-def weigh(
+def score_candidates(
     terms: Sequence[Term], candidates: Sequence[Sequence[Candidate]], context: Context
 ) -> list[Verdict]:
     """The verdicts of the fitted verifier."""
@@ -63,7 +63,7 @@ def weigh(
             code=candidate.code,
             probability=context.verifier.probability(measured),
             rationale=(
-                f"similarity {candidate.score:.2f} to {candidate.matched!r}; the quote has "
+                f"similarity {candidate.similarity:.2f} to {candidate.matched!r}; the quote has "
                 f"{measured['matched_in_quote']:.0%} of its words"
             ),
         )
@@ -74,7 +74,7 @@ def weigh(
     ]
 
 
-def likeliest(
+def select_for_reranking(
     terms: Sequence[Term], candidates: Sequence[Sequence[Candidate]], most: int
 ) -> list[tuple[int, Candidate]]:
     """The codes that locate ranks highest, at most so many, each at the term worth reading."""
@@ -82,16 +82,18 @@ def likeliest(
     best: dict[str, tuple[int, Candidate]] = {}
     for position, found in enumerate(candidates):
         for one in found:
-            ranks[one.code] = max(one.rank, ranks.get(one.code, one.rank))
+            ranks[one.code] = max(one.fused_score, ranks.get(one.code, one.fused_score))
             known = best.get(one.code)
-            if known is None or worth(terms[position], one) > worth(terms[known[0]], known[1]):
+            if known is None or rerank_key(terms[position], one) > rerank_key(
+                terms[known[0]], known[1]
+            ):
                 best[one.code] = (position, one)
     return [best[code] for code in sorted(ranks, key=lambda code: -ranks[code])[:most]]
 
 
-def worth(term: Term, candidate: Candidate) -> tuple[bool, float]:
+def rerank_key(term: Term, candidate: Candidate) -> tuple[bool, float]:
     """What makes a code worth reading at a term: a mention says where to look in its sentence."""
-    return not term.whole, candidate.rank
+    return not term.is_sentence, candidate.fused_score
 
 
 def read(
@@ -101,7 +103,7 @@ def read(
     most: int,
 ) -> dict[str, float]:
     """What the cross-encoder says of the likeliest codes, at most so many, in log-odds."""
-    chosen = likeliest(terms, candidates, most)
+    chosen = select_for_reranking(terms, candidates, most)
     logits = encoder.logits([texts(terms[position], one) for position, one in chosen])
     return {one.code: odds for (_, one), odds in zip(chosen, logits.tolist(), strict=True)}
 
@@ -113,14 +115,16 @@ def texts(term: Term, candidate: Candidate) -> tuple[str, str]:
     return said, title if matched in title else f"{title}; {matched}"
 
 
-def reconsider(
+def combine_scores(
     verdicts: Sequence[Verdict],
     candidates: Sequence[Sequence[Candidate]],
     said: Mapping[str, float],
     reading: Logistic,
 ) -> list[Verdict]:
     """The verdicts in the light of what the cross-encoder said of their codes, if it read them."""
-    ranks = {(term, one.code): one.rank for term, found in enumerate(candidates) for one in found}
+    ranks = {
+        (term, one.code): one.fused_score for term, found in enumerate(candidates) for one in found
+    }
 
     def again(verdict: Verdict) -> Verdict:
         odds, rank = said.get(verdict.code), ranks[verdict.term, verdict.code]
@@ -155,22 +159,22 @@ def features(
     let a logistic regression tell a paraphrase from a near miss.
     """
     sentence = expand(term.sentence.text)
-    nearest = max((candidate.score for candidate in candidates), default=0.0)
+    nearest = max((candidate.similarity for candidate in candidates), default=0.0)
     measured = []
     for candidate in candidates:
         matched = lexicon.coverage(candidate.matched, by=term.lead_term)
         quote = lexicon.coverage(term.lead_term, by=candidate.matched)
         measured.append(
             {
-                "similarity": candidate.score,
+                "similarity": candidate.similarity,
                 "matched_in_quote": matched,
                 "matched_in_quote_squared": matched**2,
-                "similarity_times_matched": candidate.score * matched,
+                "similarity_times_matched": candidate.similarity * matched,
                 "quote_in_matched": quote,
                 "quote_times_matched": quote * matched,
                 "matched_in_sentence": lexicon.coverage(candidate.matched, by=sentence),
                 "residual_title": float("other" in candidate.title.lower().split()),
-                "first": float(candidate.score == nearest),
+                "first": float(candidate.similarity == nearest),
             }
         )
     return measured

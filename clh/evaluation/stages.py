@@ -326,7 +326,7 @@ def _what_extra(code: str, example: Example, system: CodeSystem) -> Extra:
 
 def _touched(example: Example, terms: Iterable[Term]) -> set[str]:
     """The codes with evidence that some mention overlaps; that all sentences do tells nothing."""
-    quotes = [term.quote for term in terms if not term.whole]
+    quotes = [term.quote for term in terms if not term.is_sentence]
     return {
         code
         for code in {one.code for one in example.evidence}

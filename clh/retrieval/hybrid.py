@@ -27,15 +27,15 @@ class Found:
     code: str
     text: str
     similarity: float
-    words: float
-    length: float = 0.0
-    prior: float = 0.0
+    lexical_score: float
+    length_bonus: float = 0.0
+    prior_score: float = 0.0
     precedent: float = 0.0
 
     @property
-    def rank(self) -> float:
+    def fused_score(self) -> float:
         """What codes are ordered by."""
-        return self.similarity + self.words + self.length + self.prior
+        return self.similarity + self.lexical_score + self.length_bonus + self.prior_score
 
 
 def search(
@@ -57,7 +57,7 @@ def search(
         words = settings.words * index.lexicon.coverages(query) ** 2
         best = _best(near, similar, words, index, settings.candidates)
         # Beyond the shortlist no text is closer than its last, so that only words can lift one.
-        lowest = best[-1].rank if len(best) == settings.candidates else 0.0
+        lowest = best[-1].fused_score if len(best) == settings.candidates else 0.0
         said = np.setdiff1d((words > max(lowest - similar[-1], 0.0)).nonzero()[0], near)
         said = said[np.argsort(-words[said], kind="stable")[: settings.shortlist]]
         if len(said):
@@ -71,10 +71,10 @@ def search(
                 known.setdefault(code, Found(code, index.pairs[row][1], close, float(words[row])))
             for code, one in known.items():
                 share = shares.get(code, 0.0)
-                known[code] = replace(one, prior=prior.gain(code, share), precedent=share)
-            best = sorted(known.values(), key=lambda one: -one.rank)
+                known[code] = replace(one, prior_score=prior.gain(code, share), precedent=share)
+            best = sorted(known.values(), key=lambda one: -one.fused_score)
         length = settings.length * math.log(len(content_words(query)) or 1)
-        found.append([replace(one, length=length) for one in best])
+        found.append([replace(one, length_bonus=length) for one in best])
     return found
 
 

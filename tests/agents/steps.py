@@ -34,4 +34,4 @@ def term(note: Note, quote: str, status: Status = "affirmed", lead_term: str = "
 def candidate(context: Context, code: str, score: float = 1.0, matched: str = "") -> Candidate:
     """A candidate that lay close by its title."""
     title = context.system[code].title
-    return Candidate(code=code, title=title, matched=matched or title, score=score)
+    return Candidate(code=code, title=title, matched=matched or title, similarity=score)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from agents.analyze import Quoted, Reply, analyze, find, propose
+from agents.analyze import Quoted, Reply, analyze, find
 from agents.context import Context
 from clh.schema import Note, Status, Term
 from tests.agents.steps import step
@@ -67,7 +67,7 @@ def toy(context: MakeContext) -> Context:
 @example(text="e\u0301 hypertension\r\n\U0001f468\u200d\U0001f469 heart\r\nfailure")
 def test_terms_are_verbatim_and_apart(toy: Context, text: str) -> None:
     note = Note(id="n", text=text)
-    terms = propose(note, toy)
+    terms = extract_by_retrieval(note, toy)
     assert_verbatim(note, terms)
     for one, following in itertools.pairwise(terms):
         assert one.quote.end <= following.quote.start
@@ -118,20 +118,20 @@ async def test_mentions_and_their_statuses(
     ],
 )
 def test_what_is_looked_up(toy: Context, text: str, lead_term: str) -> None:
-    [term] = propose(Note(id="n", text=text), toy)
+    [term] = extract_by_retrieval(Note(id="n", text=text), toy)
     assert term.lead_term == lead_term
 
 
 @given(text=NOTES)
 def test_sentences_are_looked_up_beside_their_mentions(context: MakeContext, text: str) -> None:
     note = Note(id="n", text=text)
-    mentions = propose(note, context())
-    terms = propose(note, context(analyze={"sentences": True}))
+    mentions = extract_by_retrieval(note, context())
+    terms = extract_by_retrieval(note, context(analyze={"sentences": True}))
     assert_verbatim(note, terms)
-    assert [term for term in terms if not term.whole] == mentions
-    wholes = [term for term in terms if term.whole]
-    assert {term.sentence for term in mentions} <= {term.quote for term in wholes}
-    for one, following in itertools.pairwise(wholes):
+    assert [term for term in terms if not term.is_sentence] == mentions
+    sentence_terms = [term for term in terms if term.is_sentence]
+    assert {term.sentence for term in mentions} <= {term.quote for term in sentence_terms}
+    for one, following in itertools.pairwise(sentence_terms):
         assert one.quote.end <= following.quote.start
 
 
@@ -148,15 +148,15 @@ def test_sentences_are_looked_up_beside_their_mentions(context: MakeContext, tex
 def test_a_sentence_is_affirmed_only_if_all_of_it_is(
     context: MakeContext, text: str, status: Status
 ) -> None:
-    terms = propose(Note(id="n", text=text), context(analyze={"sentences": True}))
-    assert [term.status for term in terms if term.whole] == [status]
+    terms = extract_by_retrieval(Note(id="n", text=text), context(analyze={"sentences": True}))
+    assert [term.status for term in terms if term.is_sentence] == [status]
 
 
 def test_a_long_note_is_read_to_its_end(toy: Context) -> None:
     day = "The patient slept well and walked along the corridor before lunch was brought in. "
     text = day * 1_430 + "He has hypertension."
     assert len(text.split()) > 20_000
-    [term] = propose(Note(id="n", text=text), toy)
+    [term] = extract_by_retrieval(Note(id="n", text=text), toy)
     assert term.quote.start == text.index("hypertension")
 
 

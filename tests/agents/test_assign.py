@@ -265,7 +265,14 @@ async def decided(context: MakeContext, *said: Held, **settings: Any) -> dict[st
         ],
         candidates=[
             [
-                Candidate(code=code, title="any", matched="any", score=0.5, precedent=p, prior=p)
+                Candidate(
+                    code=code,
+                    title="any",
+                    matched="any",
+                    similarity=0.5,
+                    precedent=p,
+                    prior_score=p,
+                )
                 for code, (p, _) in found.items()
             ]
             for _, _, found in said
@@ -329,7 +336,7 @@ async def test_a_decision_reports_what_the_policy_does(
 
 
 def test_the_shipped_decision_knows_every_feature() -> None:
-    near = Candidate(code="I10", title="any", matched="any", score=0.5)
+    near = Candidate(code="I10", title="any", matched="any", similarity=0.5)
     verdict = Verdict(term=0, code="I10", probability=1.0, rationale="any")
     measured = features(tally([[near]], [verdict])["I10"])
     shipped = Logistic.load("assign-codiesp")

@@ -23,7 +23,7 @@ def test_candidates_are_codes_of_the_release_each_once_best_first(
         codes = [candidate.code for candidate in candidates]
         assert 0 < len(codes) == len(set(codes)) <= 4
         assert all(candidate.title == toy.system[candidate.code].title for candidate in candidates)
-        scores = [candidate.score for candidate in candidates]
+        scores = [candidate.similarity for candidate in candidates]
         assert scores == sorted(scores, reverse=True)
         assert scores[0] <= 1
 

@@ -33,7 +33,7 @@ LEXICON = Lexicon.of(["heart failure", "systolic heart failure", "pain in right 
 )
 def test_features_lie_within_0_and_1(lead_term: str, found: list[tuple[str, str, float]]) -> None:
     candidates = [
-        Candidate(code="I50.9", title=title, matched=matched, score=score)
+        Candidate(code="I50.9", title=title, matched=matched, similarity=score)
         for title, matched, score in found
     ]
     measured = features(term(NOTE, "heart failure", lead_term=lead_term), candidates, LEXICON)
@@ -137,7 +137,7 @@ async def test_a_code_is_read_at_a_mention_rather_than_at_its_sentence(
     context: MakeContext,
 ) -> None:
     toy, reader = context(verify={"codes": 2}), Reader()
-    sentence = term(NOTE, NOTE.text).model_copy(update={"whole": True})
+    sentence = term(NOTE, NOTE.text).model_copy(update={"is_sentence": True})
     terms = [term(NOTE, "heart failure"), term(NOTE, "right knee"), sentence]
     candidates = [
         [candidate(toy, "I50.9", 0.3), candidate(toy, "R05.9", 0.4)],

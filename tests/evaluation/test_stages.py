@@ -166,7 +166,7 @@ def test_analyze_is_judged_by_the_evidence_it_touches() -> None:
 def test_a_sentence_as_a_whole_finds_no_evidence() -> None:
     example, steps, coded = outcome({"I10": "hypertension"}, quotes=("Cough", NOTE.text))
     mention, sentence = steps.terms
-    sentence = sentence.model_copy(update={"whole": True})
+    sentence = sentence.model_copy(update={"is_sentence": True})
     steps = steps.model_copy(update={"terms": (mention, sentence)})
     assert analyze_scores([Outcome(example, steps, coded)])["evidence_recall"] == 0
 

@@ -27,7 +27,7 @@ def test_codes_rank_by_their_best_text(context: MakeContext, query: str, weight:
         rank = stored @ vector + weight * toy.index.lexicon.coverage(text, query) ** 2
         ranks[code] = max(ranks.get(code, -2), rank)
     best = sorted(ranks.values(), reverse=True)[:6]
-    assert [one.rank for one in found] == pytest.approx(best, abs=1e-3)
+    assert [one.fused_score for one in found] == pytest.approx(best, abs=1e-3)
     assert [ranks[one.code] for one in found] == pytest.approx(best, abs=1e-3)
     assert all((one.words > 0) <= bool(content_words(query)) for one in found)
 
@@ -55,7 +55,7 @@ def test_a_longer_query_ranks_higher_and_orders_codes_alike(
     [plain] = search([query], context())
     [longer] = search([query], context(locate={"length": 0.5}))
     assert [one.code for one in longer] == [one.code for one in plain]
-    gained = [one.rank - two.rank for one, two in zip(longer, plain, strict=True)]
+    gained = [one.fused_score - two.fused_score for one, two in zip(longer, plain, strict=True)]
     assert gained == pytest.approx([0.5 * math.log(words or 1)] * len(plain))
 
 
@@ -66,4 +66,6 @@ def test_a_note_of_many_queries_is_what_each_is_alone(context: MakeContext) -> N
     for query, found in zip(QUERIES, together, strict=True):
         [alone] = search([query], toy)
         assert [one.code for one in alone] == [one.code for one in found]
-        np.testing.assert_allclose([o.rank for o in alone], [o.rank for o in found], atol=1e-5)
+        np.testing.assert_allclose(
+            [o.fused_score for o in alone], [o.fused_score for o in found], atol=1e-5
+        )

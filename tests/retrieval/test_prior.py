@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from agents.analyze import propose
+from agents.analyze import extract_by_retrieval
 from agents.locate import search
 from clh.errors import ModelError
 from clh.retrieval.precedents import Precedents
@@ -42,7 +42,7 @@ def test_frequent_codes_are_found_however_far_they_lie(
     assert found[0].code == "I10"
     assert found[0].prior == pytest.approx(0.5 * 4.605, abs=0.001)
     assert found[0].score < 0.5
-    ranks = [one.rank for one in found]
+    ranks = [one.fused_score for one in found]
     assert ranks == sorted(ranks, reverse=True)
     assert len({one.code for one in found}) == len(found)
     # What lies near is still among the candidates, with the same similarity.
@@ -81,8 +81,8 @@ def test_what_annotators_coded_becomes_a_term(context: MakeContext, tmp_path: Pa
     toy = context(analyze={"min_precedent": 0.6})
     prior = Prior.load(write(tmp_path), toy.index, toy.system)
     note = Note(id="a", text="He feels sore left ribs. He showed a sore left kneecap.")
-    assert "sore left kneecap" not in {term.quote.text for term in propose(note, toy)}
-    found = {term.quote.text for term in propose(note, replace(toy, prior=prior))}
+    assert "sore left kneecap" not in {term.quote.text for term in extract_by_retrieval(note, toy)}
+    found = {term.quote.text for term in extract_by_retrieval(note, replace(toy, prior=prior))}
     assert "sore left kneecap" in found
     assert not any("ribs" in quote for quote in found)
 

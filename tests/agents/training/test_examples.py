@@ -180,9 +180,9 @@ async def test_verify_is_asked_about_what_locate_finds(context: MakeContext) -> 
     one = example()
     toy = context()
     _, questions = asked(one, toy)
-    terms = analyze.propose(one.note, toy)
+    terms = analyze.extract_by_retrieval(one.note, toy)
     found = [
-        verify.consistent(*pair)
+        verify.same_laterality(*pair)
         for pair in zip(terms, search([t.lead_term for t in terms], toy), strict=True)
     ]
     model = QueuedModel(probabilities=[(0.5, 0.5)] * 1000)
