@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from agents.analyze import Quoted, Reply, analyze, find
+from agents.analyze import Quoted, Reply, analyze, extract_by_retrieval, find
 from agents.context import Context
 from clh.schema import Note, Status, Term
 from tests.agents.steps import step
