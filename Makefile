@@ -56,5 +56,5 @@ clean: ## Delete the virtual environment
 	touch $@
 
 .venv/ready-dev: .venv/ready
-	$(BIN)/pip install --quiet $(PIP_FLAGS) --editable '.[dev,serve]'
+	$(BIN)/pip install --quiet $(PIP_FLAGS) --editable '.[dev,server]'
 	touch $@

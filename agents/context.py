@@ -18,7 +18,7 @@ from clh.models import language
 from clh.models.embedder import Tower, load_tower
 from clh.models.language import LanguageModel
 from clh.models.reranker import CrossEncoder, load_crossencoder
-from clh.models.weights import learned
+from clh.models.weights import weights_folder
 from clh.retrieval.index import CodeIndex, open_index
 from clh.retrieval.prior import Prior
 from clh.schema import Agent
@@ -36,8 +36,8 @@ class Logistic:
 
     @classmethod
     def load(cls, name: str) -> Self:
-        """The weights in the folder `name`, or in `clh/weights/<name>`."""
-        folder = learned(name)
+        """The weights that `clh.models.weights.weights_folder` finds by this name."""
+        folder = weights_folder(name)
         try:
             weights = (folder / "model.json").read_bytes()
             checksum = hashlib.sha256(weights).hexdigest()[:8]
@@ -153,16 +153,11 @@ def _load_llm(settings: Settings) -> LanguageModel | None:
         return language.LocalModel(
             model.model, settings.cache_dir, max_tokens=model.max_tokens, think=model.think
         )
-    try:
-        return language.connect(
-            model.base_url,
-            model.model,
-            api_key=model.api_key.get_secret_value() or "none",
-            timeout=model.timeout,
-            retries=model.retries,
-            max_tokens=model.max_tokens,
-        )
-    except ImportError as error:
-        raise ModelError(
-            f"{error.name} is not installed, which servers need: `pip install 'clh[serve]'`"
-        ) from error
+    return language.connect(
+        model.base_url,
+        model.model,
+        api_key=model.api_key.get_secret_value() or "none",
+        timeout=model.timeout,
+        retries=model.retries,
+        max_tokens=model.max_tokens,
+    )

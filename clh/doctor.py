@@ -50,7 +50,7 @@ def _device() -> str:
 
     if torch.cuda.is_available():
         return str(torch.cuda.get_device_name())
-    precision = str(weights.fast_dtype()).removeprefix("torch.")
+    precision = str(weights.fast_dtype("cpu")).removeprefix("torch.")
     return f"CPU, {torch.get_num_threads()} threads, {precision}"
 
 

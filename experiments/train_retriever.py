@@ -43,7 +43,7 @@ def main() -> int:
     from clh.training.retriever import Data, Recipe, Training
 
     recipe = runs.read_recipe(arguments.recipe, Recipe)
-    fast = weights.fast_dtype() == torch.bfloat16
+    fast = weights.fast_dtype(weights.pick_device()) == torch.bfloat16
     accelerator = Accelerator(
         mixed_precision="bf16" if fast else "no", cpu=not torch.accelerator.is_available()
     )

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from agents.context import Context, logit
 from agents.state import State, Trace, agent, conversation
+from clh.errors import ReplyError
 from clh.icd.rules.checks import Claim, Encounter, check
 from clh.icd.rules.resolve import resolve
 from clh.icd.tabular import CodeSystem
@@ -82,15 +83,17 @@ async def assign(state: State, context: Context, trace: Trace) -> dict[str, Any]
         supported = support(found, probabilities, terms, context, trace)
     supported, warnings = complete(supported, system)
     supported.sort(key=lambda one: merits(one, terms, system))
-    chosen = settings.assign.source == "llm" and len(supported) > 1
-    if chosen:
+    first = None
+    if settings.assign.source == "llm" and len(supported) > 1:
         first = await choose_first(supported, context, trace)
+    if first is not None:
         supported.insert(0, supported.pop(first))
     if settings.policy == "encounter":  # what is mentioned stands, and is no claim
         supported, findings = obey(supported, terms, context, trace)
         warnings += findings
         for one in supported[:1]:
-            why = "the model's choice" if chosen else why_first(merits(one, terms, system))
+            by_rules = first is None
+            why = why_first(merits(one, terms, system)) if by_rules else "the model's choice"
             one.rationale += f"; listed first: {why}"
     codes = [
         AssignedCode(
@@ -271,8 +274,11 @@ def complete(
     return supported, warnings
 
 
-async def choose_first(supported: list[Supported], context: Context, trace: Trace) -> int:
-    """The position of the code that the language model lists first."""
+async def choose_first(supported: list[Supported], context: Context, trace: Trace) -> int | None:
+    """The position of the code that the language model lists first.
+
+    None if its answer is unusable: then the order of the rules stands.
+    """
     diagnoses = [
         {"title": context.system[one.code].title, "mentions": len(one.evidence)}
         for one in supported[:9]  # one digit answers
@@ -280,6 +286,10 @@ async def choose_first(supported: list[Supported], context: Context, trace: Trac
     question = conversation("assign", diagnoses=diagnoses)
     options = [str(number) for number in range(1, len(diagnoses) + 1)]
     [shares] = await context.ask().choose([question], options)
+    if isinstance(shares, ReplyError):
+        trace.heard("assign", shares.raw)
+        trace.drop("the model's choice of the first code", str(shares))
+        return None
     trace.heard("assign", json.dumps(shares))
     return max(range(len(shares)), key=shares.__getitem__)
 

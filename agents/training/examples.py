@@ -213,7 +213,7 @@ def asking(dataset: str, candidates: int) -> Context:
 
 def thoughtful(item: Item) -> Item:
     """The item with its thought in front of the reply."""
-    return item.model_copy(update={"reply": language.thinking(item.thought, item.reply)})
+    return item.model_copy(update={"reply": language.with_thinking(item.thought, item.reply)})
 
 
 def draw(
@@ -510,7 +510,7 @@ class Heard(NamedTuple):
 def hear(item: Item, raw: str) -> Heard:
     """Read a reply; one that cannot be read is heard as such."""
     if isinstance(item, Question):
-        return Heard(language.spoken(raw) in ANSWERS)
+        return Heard(language.strip_thinking(raw) in ANSWERS)
     try:
         quoted = language.Reply.parse(raw, Reply).value.terms
     except ReplyError:
@@ -552,7 +552,7 @@ class Judge:
         found = zip(queries, search(queries, self._context), strict=True)
         leads = {said: reported_codes(near, self._context) for said, near in found}
         return [
-            float(language.spoken(raw) == language.spoken(asked.reply))
+            float(language.strip_thinking(raw) == language.strip_thinking(asked.reply))
             if isinstance(asked, Question)
             else one.usable
             * rewards.agreement(
@@ -608,7 +608,9 @@ async def outcomes(items: Sequence[Item], model: LanguageModel) -> list[Heard | 
     chosen = iter(await model.choose(_asked(items, Question), ANSWERS))
     written = iter(await model.chat(_asked(items, Window), Reply))
     return [
-        next(chosen)[0] if isinstance(one, Question) else hear(one, next(written).raw)
+        _probability_of_yes(next(chosen))
+        if isinstance(one, Question)
+        else hear(one, next(written).raw)
         for one in items
     ]
 
@@ -617,8 +619,14 @@ def _asked(items: Iterable[Item], kind: type[Item]) -> list[tuple[Message, ...]]
     return [one.messages for one in items if isinstance(one, kind)]
 
 
-def _likelier(shares: Sequence[float]) -> str:
-    return ANSWERS[shares.index(max(shares))]
+def _likelier(shares: Sequence[float] | ReplyError) -> str:
+    """The answer that a model would give, or what it replied instead."""
+    return shares.raw if isinstance(shares, ReplyError) else ANSWERS[shares.index(max(shares))]
+
+
+def _probability_of_yes(shares: Sequence[float] | ReplyError) -> float:
+    """As inference has it: where the model gives no verdict, nothing is supported."""
+    return 0.0 if isinstance(shares, ReplyError) else shares[0]
 
 
 async def score(items: Sequence[Item], model: LanguageModel) -> dict[str, float]:

@@ -13,6 +13,7 @@ from typing import Any
 
 from agents.context import Context, Logistic, logit
 from agents.state import State, Trace, agent, conversation
+from clh.errors import ReplyError
 from clh.models.language import Message
 from clh.models.reranker import CrossEncoder
 from clh.retrieval.lexical import Lexicon, expand
@@ -186,22 +187,29 @@ async def ask(
     context: Context,
     trace: Trace,
 ) -> list[Verdict]:
-    """The verdicts of the language model; each term's candidates share their sentence."""
+    """The verdicts of the language model; each term's candidates share their sentence.
+
+    A candidate that the model gives no usable answer about gets no verdict.
+    """
     most = context.settings.verify.llm_candidates
     verdicts: list[Verdict] = []
     for position, (term, found) in enumerate(zip(terms, candidates, strict=True)):
         conversations = [question(term, candidate, context) for candidate in found[:most]]
         answers = await context.ask().choose(conversations, ANSWERS)
-        trace.heard("verify", json.dumps(answers))
-        verdicts += [
-            Verdict(
-                term=position,
-                code=candidate.code,
-                probability=yes,
-                rationale=f"the model's probability of yes to {candidate.title!r}",
+        for candidate, answer in zip(found, answers, strict=False):
+            if isinstance(answer, ReplyError):
+                trace.heard("verify", answer.raw)
+                trace.drop(candidate.code, f"no verdict: {answer}")
+                continue
+            trace.heard("verify", json.dumps(answer))
+            verdicts.append(
+                Verdict(
+                    term=position,
+                    code=candidate.code,
+                    probability=answer[0],
+                    rationale=f"the model's probability of yes to {candidate.title!r}",
+                )
             )
-            for candidate, (yes, _) in zip(found, answers, strict=False)
-        ]
     return verdicts
 
 

@@ -141,5 +141,5 @@ def load_tower(name: str, settings: Settings) -> Tower:
     """The tower whose weights `name` names, as in `clh.models.resolve`."""
     folder = weights.resolve(name, settings.cache_dir)
     tower_id = weights.model_id(name, folder)
-    encoder = TextEncoder.load(folder, weights.fast_dtype()).eval()
+    encoder = TextEncoder.load(folder, weights.fast_dtype("cpu")).eval()
     return TextTower(encoder, tower_id, settings.towers.max_tokens, settings.towers.batch)

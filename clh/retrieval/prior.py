@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from clh.errors import ModelError
 from clh.icd.tabular import CodeSystem
 from clh.models.embedder import Vectors
-from clh.models.weights import learned
+from clh.models.weights import weights_folder
 from clh.retrieval.index import CodeIndex
 from clh.retrieval.precedents import Precedents
 
@@ -65,8 +65,8 @@ class Prior:
 
     @classmethod
     def load(cls, name: str, index: CodeIndex, system: CodeSystem) -> Self:
-        """The prior in the folder `name`, or in `clh/weights/<name>`; ModelError if none is."""
-        folder = learned(name)
+        """The prior that `clh.models.weights.weights_folder` finds; ModelError if there is none."""
+        folder = weights_folder(name)
         try:
             raw = (folder / PRIOR).read_bytes()
             given = json.loads(raw)

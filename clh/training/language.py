@@ -142,7 +142,7 @@ def load(
             )
         return Student(folder, model, tokenizer, None)
     # Weights that stay as they are may be coarse; those that take small steps may not.
-    dtype = torch.float32 if lora is None else weights.fast_dtype()
+    dtype = torch.float32 if lora is None else weights.fast_dtype(weights.pick_device())
     adapter = (
         None
         if lora is None
@@ -253,8 +253,8 @@ def save(trainer: "Trainer", recipe: Recipe, folder: Path) -> None:
         tokenizer: Any = trainer.processing_class
         tokenizer.save_pretrained(folder)
         return
-    weights = get_peft_model_state_dict(model, save_embedding_layers=False)
-    halves = {name: one.to("cpu", torch.float16).contiguous() for name, one in weights.items()}
+    adapter = get_peft_model_state_dict(model, save_embedding_layers=False)
+    halves = {name: one.to("cpu", torch.float16).contiguous() for name, one in adapter.items()}
     save_file(halves, folder / weights.ADAPTER_WEIGHTS, metadata={"format": "pt"})
     config = {
         "peft_type": "LORA",

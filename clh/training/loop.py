@@ -68,7 +68,7 @@ def settings(recipe: Recipe, folder: Path) -> dict[str, Any]:
         "weight_decay": recipe.weight_decay,
         "max_grad_norm": recipe.clip,
         "gradient_checkpointing": recipe.gradient_checkpointing,
-        "bf16": weights.fast_dtype() == torch.bfloat16,
+        "bf16": weights.fast_dtype(weights.pick_device()) == torch.bfloat16,
         "use_cpu": not torch.accelerator.is_available(),
         "dataloader_pin_memory": torch.accelerator.is_available(),
         "save_strategy": "steps",

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from clh.corpora import Example
 from clh.document.reader import Reader
 from clh.icd.tabular import CodeSystem
-from clh.models.weights import learned
+from clh.models.weights import weights_folder
 from clh.retrieval.index import CodeIndex
 from clh.retrieval.precedents import Precedents
 from clh.retrieval.prior import PRIOR, Prior, Weights
@@ -49,7 +49,7 @@ def recount(
     On documents that a prior was counted on it knows too much: what learns from them, learns with
     one that was counted on others.
     """
-    given = json.loads((learned(name) / PRIOR).read_text())
+    given = json.loads((weights_folder(name) / PRIOR).read_text())
     how = Counting(given["longest"], given["doubt"], given["least"])
     weights = Weights(given["weight"], given["precedent_weight"])
     return Prior("recounted", weights, *count(examples, system, reader, how), index, system)

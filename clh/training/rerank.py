@@ -111,7 +111,7 @@ class Retriever:
         """The towers of the settings; the index is built unless the cache has it."""
         name, max_tokens = settings.towers.query, settings.towers.max_tokens
         folder = weights.resolve(name, settings.cache_dir)
-        encoder = TextEncoder.load(folder, weights.fast_dtype()).eval()
+        encoder = TextEncoder.load(folder, weights.fast_dtype("cpu")).eval()
         tower = TextTower(
             encoder, weights.model_id(name, folder), max_tokens, settings.towers.batch
         )

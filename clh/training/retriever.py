@@ -330,7 +330,8 @@ class Training:
     def _encode(self, texts: Sequence[str]) -> Tensor:
         """Vectors without gradients, in the order of the texts, not normalised."""
         # A copy in the dtype of the search, which is faster and what the towers will be used in.
-        encoder = deepcopy(self._encoder).to(weights.fast_dtype()).eval()
+        dtype = weights.fast_dtype(self._accelerator.device.type)
+        encoder = deepcopy(self._encoder).to(dtype).eval()
         chunks, order = _chunks(texts, 2 * self._recipe.chunk)
         with torch.no_grad():
             return torch.cat([self._vectors(encoder, chunk) for chunk in chunks])[order]

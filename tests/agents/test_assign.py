@@ -8,6 +8,7 @@ import pytest
 
 from agents.assign import assign, features, tally
 from agents.context import Logistic
+from clh.errors import ReplyError
 from clh.schema import Candidate, Note, Status, Verdict
 from tests.agents.steps import step, term
 from tests.conftest import MakeContext
@@ -232,6 +233,22 @@ async def test_the_language_model_picks_the_first_listed_code(context: MakeConte
     assert "1. Essential (primary) hypertension (named 1 times)" in question["content"]
     assert "3. Cough, unspecified" in question["content"]
     assert added["codes"][0].rationale.endswith("; listed first: the model's choice")
+
+
+async def test_where_the_language_model_picks_none_the_rules_order_the_codes(
+    context: MakeContext,
+) -> None:
+    model = QueuedModel(probabilities=[ReplyError("the model answered none of 1, 2", "Hm")])
+    llm = {"llm": model, "assign": {"source": "llm"}}
+    added = await assigned(context, *DISEASE_SYMPTOM_FACTOR, **llm)
+    ruled = await assigned(context, *DISEASE_SYMPTOM_FACTOR)
+    assert (codes(added), added["errors"]) == (codes(ruled), [])
+    assert [code.rationale for code in added["codes"]] == [
+        code.rationale for code in ruled["codes"]
+    ]
+    assert added["audit"]["dropped"] == [
+        "the model's choice of the first code: the model answered none of 1, 2"
+    ]
 
 
 async def test_the_language_model_is_not_asked_to_choose_from_one(context: MakeContext) -> None:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from agents.context import Logistic
 from agents.verify import features, verify, weighed
-from clh.errors import ModelError
+from clh.errors import ModelError, ReplyError
 from clh.models.language import Messages
 from clh.models.reranker import CrossEncoder
 from clh.retrieval.lexical import Lexicon
@@ -69,7 +69,7 @@ def test_the_shipped_verifier_knows_every_feature_and_prefers_the_same_words(
 
 
 def test_a_verifier_that_is_not_there() -> None:
-    with pytest.raises(ModelError, match="the weights 'none' cannot be read"):
+    with pytest.raises(ModelError, match="no model 'none': give a path"):
         Logistic.load("none")
 
 
@@ -177,7 +177,7 @@ class Listening(QueuedModel):
 
     async def choose(
         self, conversations: Sequence[Messages], options: Sequence[str]
-    ) -> list[list[float]]:
+    ) -> list[list[float] | ReplyError]:
         self.asked.append((len(conversations), tuple(options)))
         return await super().choose(conversations, options)
 
@@ -207,6 +207,23 @@ async def test_the_language_model_is_asked_yes_or_no_once_for_each_term(
     assert "heart failure (uncertain)" in before
     assert "Congestive heart failure NOS" in of_first  # an inclusion term
     assert "gestational diabetes (O24.4-)" not in questions[2]  # that is said of E11, not E11.9
+
+
+async def test_one_unusable_answer_is_no_verdict_for_its_candidate_alone(
+    context: MakeContext,
+) -> None:
+    model = QueuedModel(
+        probabilities=[(0.9, 0.1), ReplyError("the model answered none of yes, no", "maybe")]
+    )
+    toy = context(model, verify={"source": "llm"})
+    found = [candidate(toy, "I50.9"), candidate(toy, "I50.21")]
+    state = {"terms": [term(NOTE, "heart failure")], "candidates": [found]}
+    added = await step(verify, toy, NOTE, **state)
+    assert added["errors"] == []
+    assert [(verdict.code, verdict.probability) for verdict in added["verdicts"]] == [
+        ("I50.9", 0.9)
+    ]
+    assert added["audit"]["dropped"] == ["I50.21: no verdict: the model answered none of yes, no"]
 
 
 async def test_a_model_that_fails_is_an_error_and_no_verdict(context: MakeContext) -> None:
