@@ -12,7 +12,7 @@ from clh.audit import Audit, Record
 from clh.config import Settings
 from clh.document.reader import Reader
 from clh.errors import ClhError, ModelError
-from clh.icd.rules.checks import CodeBook, load_rules
+from clh.icd.rules import CodeBook, load_code_book
 from clh.icd.tabular import CodeSystem, load_tabular
 from clh.models import language
 from clh.models.embedder import Tower, load_tower
@@ -80,7 +80,7 @@ class Context:
         Raises ModelError where weights are missing or damaged, InputError where the audit database
         cannot be written.
         """
-        book = load_rules(settings.rules.edits)
+        book = load_code_book(settings.rules.edits)
         system = book.system
         prior, verify = settings.locate.prior, settings.verify
         reads = verify.source == "encoder"

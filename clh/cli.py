@@ -20,8 +20,7 @@ if TYPE_CHECKING:
 
     from agents.context import Context
     from clh.config import Settings
-    from clh.icd.rules.checks import Claim
-    from clh.icd.rules.resolve import Proposal
+    from clh.icd.rules import Claim, Proposal
     from clh.schema import CodedNote, Finding, Note
 
 app = typer.Typer(
@@ -129,14 +128,13 @@ def check(
 ) -> None:
     """Check any codes against the code book's rules; no note and no model is needed."""
     from clh.icd import groupers
-    from clh.icd.rules.checks import Claim, Encounter, load_rules
-    from clh.icd.rules.checks import check as findings_of
-    from clh.icd.rules.resolve import resolve
+    from clh.icd.rules import Claim, Encounter, load_code_book, resolve
+    from clh.icd.rules import check as findings_of
 
     settings = _settings(profile)
     rules = settings.rules
     encounter = Encounter(setting=setting or rules.setting, age=age, sex=sex)
-    claim = Claim(_codes(codes, settings), load_rules(rules.edits), encounter)
+    claim = Claim(_codes(codes, settings), load_code_book(rules.edits), encounter)
     findings = findings_of(claim)
     groups = {name: group(claim.codes) for name, group in groupers.load(rules.groupers).items()}
     proposal = resolve(claim) if fix else None

@@ -62,7 +62,7 @@ def make_context(data_dir: Path, llm: LanguageModel | None = None, **flags: Any)
     settings."""
     from agents.context import Context, Logistic
     from clh.audit import Audit
-    from clh.icd.rules.checks import CodeBook
+    from clh.icd.rules import CodeBook
 
     settings = Settings.load(data_dir=data_dir, **flags)
     system, index = toy_system(), _toy_index(settings.locate.coarse_dim)

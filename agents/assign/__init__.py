@@ -13,8 +13,7 @@ from typing import Any, NamedTuple
 
 from agents.context import Context, logit
 from agents.state import State, Trace, agent, conversation
-from clh.icd.rules.checks import Claim, Encounter, check
-from clh.icd.rules.resolve import resolve
+from clh.icd.rules import Claim, Encounter, check, resolve
 from clh.icd.tabular import CodeSystem
 from clh.schema import AssignedCode, Candidate, Citation, Finding, Span, Term, Verdict
 
