@@ -18,7 +18,7 @@ from clh.errors import ClhError, InputError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from agents.context import Context
+    from agents.pipeline import Pipeline
     from clh.config import Settings
     from clh.icd.rules.checks import Claim
     from clh.icd.rules.resolve import Proposal
@@ -62,11 +62,9 @@ def code(
     """Code one note: ICD-10-CM codes, each with the words of the note that support it."""
     settings = _settings(profile, policy=policy)
     given = _given(note, settings)
-    context = _load(settings)
-    from agents.code import code as run
-
+    pipeline = _load(settings)
     with _status("coding") as show:
-        coded = asyncio.run(run(given, context, lambda step: show(f"{step} done")))
+        coded = asyncio.run(pipeline.code(given, lambda step: show(f"{step} done"))).note
     if format == "json":
         print(coded.model_dump_json())
     elif format == "fhir":
@@ -93,11 +91,11 @@ def search(
     settings = _settings(profile, locate={"candidates": max(2 * count, settings.locate.candidates)})
     if not text.strip():
         raise InputError("the text to search for is blank")
-    context = _load(settings)
-    from agents.locate import search as find
+    from agents.locate import Retriever
     from clh.retrieval.lexical import expand
 
-    [candidates] = find([expand(text)], context)
+    _index(settings)
+    [candidates] = Retriever.load(settings).search([expand(text)])
     shown = candidates[:count]
     if json:
         print(_dump(shown))
@@ -324,12 +322,12 @@ def _settings(profile: str, **flags: Any) -> "Settings":
     return Settings.load(profile, **flags)
 
 
-def _load(settings: "Settings") -> "Context":
+def _load(settings: "Settings") -> "Pipeline":
     with _status("loading"):
-        from agents.context import Context
-    index = _index(settings)
+        from agents.pipeline import Pipeline
+    _index(settings)
     with _status("loading"):
-        return Context.load(settings, index)
+        return Pipeline.load(settings)
 
 
 def _index(settings: "Settings", rebuild: bool = False) -> Any:

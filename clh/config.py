@@ -65,10 +65,9 @@ class Llm(Section):
     api_key: SecretStr = Field(default=SecretStr(""), exclude=True)
 
 
-class Analyze(Section):
-    """How terms are found."""
+class RetrievalAnalysis(Section):
+    """Terms as spans that lie close to the code system."""
 
-    source: Literal["retrieval", "llm"]
     span_words: Positive
     neighbours: Positive
     shortlist: Positive
@@ -76,7 +75,20 @@ class Analyze(Section):
     min_precedent: Share
     length_weight: Annotated[float, Field(ge=0)]
     sentences: bool
+
+
+class LlmAnalysis(Section):
+    """Terms that a language model names."""
+
     window_words: Positive
+
+
+class Analyze(Section):
+    """How terms are found."""
+
+    source: Literal["retrieval", "llm"]
+    retrieval: RetrievalAnalysis
+    llm: LlmAnalysis
 
 
 class Locate(Section):
@@ -90,23 +102,42 @@ class Locate(Section):
     prior: str
 
 
+class RetrievalVerification(Section):
+    """Candidates judged by similarity and shared words."""
+
+    weights: str
+
+
+class Reranking(Section):
+    """The best candidates read by a reranker as well."""
+
+    model: str
+    top_k: Positive
+    max_tokens: Positive
+    batch: Positive
+
+
+class LlmVerification(Section):
+    """Candidates that a language model is asked about."""
+
+    candidates: Positive
+    threshold: Share
+
+
 class Verify(Section):
     """How candidates are judged."""
 
-    source: Literal["retrieval", "encoder", "llm"]
-    weights: str
-    encoder: str
-    codes: Positive
-    max_tokens: Positive
-    batch: Positive
-    llm_candidates: Positive
+    source: Literal["retrieval", "reranking", "llm"]
+    retrieval: RetrievalVerification
+    reranking: Reranking
+    llm: LlmVerification
 
 
 class Assign(Section):
     """How the final set is chosen."""
 
     source: Literal["rules", "llm"]
-    threshold: Share
+    threshold: Share | None = None
     weights: str
     evidence: Share
 

@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 
 import jsonschema
 import pytest
+from agents.context import Context
 
 import clh
 from agents.analyze import Quoted, Reply
-from agents.context import Context
 from clh import cli
 from clh.config import Settings
 from clh.icd.tabular import load_tabular

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import PositiveInt
 
 import prompts
-from agents.context import Context
+from agents.pipeline import Pipeline
 from clh import corpora
 from clh.config import Settings
 from clh.corpora import Example
@@ -26,13 +26,12 @@ from clh.evaluation import metrics, report, runs, stages
 from clh.evaluation.stages import CodedExample, Outcome, Steps
 from clh.icd.tabular import CodeSystem, load_tabular
 from clh.models.weights import silence_bars
-from clh.retrieval.index import open_index
 from clh.schema import Agent
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-Code = Callable[[Example, Context, str], Coroutine[Any, Any, Outcome]]  # str: the git commit
+Code = Callable[[Example, Pipeline, str], Coroutine[Any, Any, Outcome]]  # str: the git commit
 
 _STEPS, _PREDICTIONS = "steps.jsonl", "predictions.jsonl"
 _HOUR = 3600
@@ -60,7 +59,7 @@ def run(arguments: argparse.Namespace, reported: Sequence[Agent], code: Code, **
     system = load_tabular()
     tracker = _tracker(arguments.track, arguments.output)
     examples = _examples(arguments, reported, gold_mentions="gold" in flags.values())
-    context = _load(settings, system)
+    pipeline = _load(settings)
     common = ("dataset", "split", "unit", "limit", "seed")
     config = {
         **{name: getattr(arguments, name) for name in common},
@@ -68,7 +67,7 @@ def run(arguments: argparse.Namespace, reported: Sequence[Agent], code: Code, **
         "recipe": recipe.model_dump(),
         "settings": settings.model_dump(mode="json", exclude={"cache_dir", "data_dir"}),
         "prompts": {task: prompts.sha256(task) for task in prompts.tasks()},
-        "models": context.models,
+        "models": pipeline.models,
         "data_sha256": _data_sha256(examples),
         "icd_release": system.release,
     }
@@ -76,19 +75,20 @@ def run(arguments: argparse.Namespace, reported: Sequence[Agent], code: Code, **
     folder = runs.Folder(
         arguments.output, {**config, **named, "versions": _versions()}, (_STEPS, _PREDICTIONS)
     )
-    _code_all(examples, folder, lambda example: code(example, context, named["git"]))
+    _code_all(examples, folder, lambda example: code(example, pipeline, named["git"]))
     outcomes = [
         Outcome(example, Steps.model_validate_json(steps), CodedExample.model_validate_json(coded))
         for example, steps, coded in zip(
             examples, folder.lines(_STEPS), folder.lines(_PREDICTIONS), strict=True
         )
     ]
-    threshold = settings.assign.threshold
+    threshold = pipeline.assigner.threshold
     result = {
         "dataset": arguments.dataset,
         "split": arguments.split,
         "n_notes": len(outcomes),
         "code_space": len(system),
+        "threshold": threshold,
         "stages": _stages(outcomes, reported, system, threshold),
         "ci95": _intervals(outcomes, reported, system, recipe.bootstrap, arguments.seed),
         **(_tables(outcomes, system, threshold, arguments) if "assign" in reported else {}),
@@ -249,9 +249,9 @@ def _versions() -> dict[str, str]:
     return {name: version(name) for name in ("clh", "torch", "transformers", "faiss-cpu", "spacy")}
 
 
-def _load(settings: Settings, system: CodeSystem) -> Context:
+def _load(settings: Settings) -> Pipeline:
     silence_bars()
-    return Context.load(settings, open_index(settings, system))
+    return Pipeline.load(settings)
 
 
 def _tracker(name: str | None, folder: Path) -> "Accelerator | None":

@@ -45,7 +45,7 @@ def page(
     loader = PackageLoader("clh.evaluation", "")
     environment = Environment(loader=loader, undefined=StrictUndefined, autoescape=True)
     environment.filters["number"] = _number
-    threshold = config["settings"]["assign"]["threshold"]
+    threshold = result["threshold"]
     return environment.get_template("report.jinja").render(
         result=result,
         config=config,

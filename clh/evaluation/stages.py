@@ -12,7 +12,7 @@ from clh.errors import InputError
 from clh.evaluation import metrics
 from clh.evaluation.metrics import Scored
 from clh.icd.tabular import CodeSystem
-from clh.schema import AGENTS, Agent, CodedNote, Shape, Term
+from clh.schema import AGENTS, CodedNote, Shape, Term
 
 CUTOFFS = (10, 50, 100, 200)  # ranks at which the literature on code retrieval reads recall
 
@@ -31,7 +31,6 @@ EXTRAS: tuple[Extra, ...] = get_args(Extra)
 class Exchanged(Shape):
     """One question to a model and its answer, by their fingerprints."""
 
-    agent: Agent
     prompt_sha256: str
     reply_sha256: str
 
