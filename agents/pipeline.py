@@ -9,11 +9,11 @@ Command line, experiments, batches and servers all stand on this one object.
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Container, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Container, Coroutine, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache, cached_property
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self, TypeVar
 
 from langsmith import tracing_context
 
@@ -43,6 +43,9 @@ from clh.models.reranker import load_crossencoder
 from clh.retrieval.index import CodeIndex, open_index
 from clh.retrieval.prior import Prior
 from clh.schema import AGENTS, Agent, AgentError, CodedNote, Note
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 class Coded(NamedTuple):
@@ -191,19 +194,9 @@ class Pipeline:
         Notes whose ids are in `done` are left out; of the others no more are read ahead than are
         being coded.
         """
-        running: deque[asyncio.Task[Coded]] = deque()
-        try:
-            for note in notes:
-                if note.id in done:
-                    continue
-                running.append(asyncio.create_task(self.code(note)))
-                if len(running) >= concurrency:
-                    yield await running.popleft()
-            while running:
-                yield await running.popleft()
-        finally:
-            for task in running:
-                task.cancel()
+        todo = (note for note in notes if note.id not in done)
+        async for coded in run_in_order(self.code, todo, concurrency):
+            yield coded
 
     async def run_agents(self, agents: Iterable[Agent], given: Input) -> Coded:
         """Run some of the agents, in their order, on what the ones before them would add."""
@@ -298,6 +291,26 @@ class Pipeline:
             failure = AgentError(agent="audit", message=str(error))
             coded = coded.model_copy(update={"errors": (*coded.errors, failure)})
         return {"coded_note": coded}
+
+
+async def run_in_order(
+    work: Callable[[Item], Coroutine[Any, Any, Result]], items: Iterable[Item], concurrency: int
+) -> AsyncIterator[Result]:
+    """The results of `work` on each item, in order, `concurrency` items at a time.
+
+    Items are taken as there is room for them; what is left is cancelled if the caller stops.
+    """
+    running: deque[asyncio.Task[Result]] = deque()
+    try:
+        for item in items:
+            running.append(asyncio.create_task(work(item)))
+            if len(running) >= concurrency:
+                yield await running.popleft()
+        while running:
+            yield await running.popleft()
+    finally:
+        for task in running:
+            task.cancel()
 
 
 def code_text(text: str, *, profile: str = "cpu", note_id: str = "note") -> CodedNote:

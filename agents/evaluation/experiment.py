@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, Any
 from pydantic import PositiveInt
 
 import prompts
-from agents.pipeline import Pipeline
+from agents.pipeline import Pipeline, run_in_order
 from clh import corpora
 from clh.config import Settings
 from clh.corpora import Example
 from clh.errors import InputError
 from clh.evaluation import metrics, report, runs, stages
+from clh.evaluation.run_folder import RunFolder, fingerprint, git_commit
 from clh.evaluation.stages import CodedExample, Outcome, Steps
 from clh.icd.tabular import CodeSystem, load_tabular
 from clh.models.weights import silence_bars
@@ -42,6 +43,7 @@ class Recipe(runs.Recipe):
     """What the recipes of experiments with agents say."""
 
     settings: dict[str, Any]  # over those of the profile
+    concurrency: PositiveInt = 1  # notes under way; more than one only helps behind a server
     bootstrap: PositiveInt  # resamples for the 95% intervals
     worked_notes: PositiveInt  # shown whole in the report
 
@@ -71,17 +73,17 @@ def run(arguments: argparse.Namespace, reported: Sequence[Agent], code: Code, **
         "data_sha256": _data_sha256(examples),
         "icd_release": system.release,
     }
-    named = {"git": runs.git_commit(), "config_hash": runs.fingerprint(config)}
-    folder = runs.Folder(
+    named = {"git": git_commit(), "config_hash": fingerprint(config)}
+    folder = RunFolder(
         arguments.output, {**config, **named, "versions": _versions()}, (_STEPS, _PREDICTIONS)
     )
-    _code_all(examples, folder, lambda example: code(example, pipeline, named["git"]))
-    outcomes = [
-        Outcome(example, Steps.model_validate_json(steps), CodedExample.model_validate_json(coded))
-        for example, steps, coded in zip(
-            examples, folder.lines(_STEPS), folder.lines(_PREDICTIONS), strict=True
-        )
-    ]
+    _code_all(
+        examples,
+        folder,
+        lambda example: code(example, pipeline, named["git"]),
+        recipe.concurrency,
+    )
+    outcomes = _read_outcomes(examples, folder)
     threshold = pipeline.assigner.threshold
     result = {
         "dataset": arguments.dataset,
@@ -134,23 +136,37 @@ def _examples(
 
 def _code_all(
     examples: Sequence[Example],
-    folder: runs.Folder,
+    folder: RunFolder,
     code: Callable[[Example], Coroutine[Any, Any, Outcome]],
+    concurrency: int,
 ) -> None:
-    """Code the examples that the folder does not hold yet."""
+    """Code the examples that the folder does not hold yet, `concurrency` at a time."""
     from tqdm import tqdm
 
-    done = [CodedExample.model_validate_json(line).note_id for line in folder.lines(_PREDICTIONS)]
-    if done != [one.id for one in examples[: len(done)]]:
+    done = {CodedExample.model_validate_json(line).note_id for line in folder.lines(_PREDICTIONS)}
+    if not done <= {example.id for example in examples}:
         raise InputError(f"{folder.path} holds other notes than the corpus: delete it")
-    with asyncio.Runner() as runner:
-        # A log gets a line now and then, a terminal a bar that moves.
-        pause = 0.1 if sys.stderr.isatty() else _PAUSE
-        progress = tqdm(examples, unit="note", initial=len(done), mininterval=pause)
-        for example in examples[len(done) :]:
-            outcome = runner.run(code(example))
-            folder.append(outcome.steps.model_dump_json(), outcome.coded.model_dump_json())
-            progress.update()
+    todo = [example for example in examples if example.id not in done]
+    # A log gets a line now and then, a terminal a bar that moves.
+    pause = 0.1 if sys.stderr.isatty() else _PAUSE
+
+    async def run() -> None:
+        with tqdm(total=len(examples), initial=len(done), unit="note", mininterval=pause) as bar:
+            async for outcome in run_in_order(code, todo, concurrency):
+                folder.append(outcome.steps.model_dump_json(), outcome.coded.model_dump_json())
+                bar.update()
+
+    asyncio.run(run())
+
+
+def _read_outcomes(examples: Sequence[Example], folder: RunFolder) -> list[Outcome]:
+    """What the folder holds of each example."""
+    steps = {one.note_id: one for one in map(Steps.model_validate_json, folder.lines(_STEPS))}
+    coded = {
+        one.note_id: one
+        for one in map(CodedExample.model_validate_json, folder.lines(_PREDICTIONS))
+    }
+    return [Outcome(example, steps[example.id], coded[example.id]) for example in examples]
 
 
 def _stages(

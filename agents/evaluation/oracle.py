@@ -12,7 +12,7 @@ from agents.assign.select import explain_verdict
 from agents.pipeline import Coded, Pipeline
 from agents.state import Input, State
 from clh.corpora import Example
-from clh.evaluation.stages import CUTOFFS, CodedExample, Exchanged, Outcome, Steps
+from clh.evaluation.stages import CUTOFFS, CodedExample, Exchanged, Outcome, Steps, TermPlace
 from clh.retrieval.lexical import query
 from clh.schema import AGENTS, Agent, AssignedCode, Candidate, Note, Span, Term, Verdict
 
@@ -210,7 +210,15 @@ def _outcome(example: Example, coded: Coded, pipeline: Pipeline, git: str) -> Ou
             )
             for exchange in state["exchanges"]
         ),
-        terms=tuple(state.get("terms", ())),
+        terms=tuple(
+            TermPlace(
+                start=term.quote.start,
+                end=term.quote.end,
+                status=term.status,
+                is_sentence=term.is_sentence,
+            )
+            for term in state.get("terms", ())
+        ),
         located=scores("locate"),
         near=_without_prior(state.get("candidates", []), pipeline),
         verified=scores("verify"),

@@ -12,7 +12,7 @@ from clh.errors import InputError
 from clh.evaluation import metrics
 from clh.evaluation.metrics import Scored
 from clh.icd.tabular import CodeSystem
-from clh.schema import AGENTS, CodedNote, Shape, Term
+from clh.schema import AGENTS, CodedNote, Shape, Status
 
 CUTOFFS = (10, 50, 100, 200)  # ranks at which the literature on code retrieval reads recall
 
@@ -35,15 +35,24 @@ class Exchanged(Shape):
     reply_sha256: str
 
 
+class TermPlace(Shape):
+    """Where a term stands in its note; experiments' files hold no text of it."""
+
+    start: int
+    end: int
+    status: Status
+    is_sentence: bool
+
+
 class Steps(Shape):
-    """What the stages said of one note; scores are the best of all terms, best code first."""
+    """What each stage made of one note; scores are the best of all terms, best code first."""
 
     note_id: str
     run_id: str
     note_sha256: str
     git: str
     exchanges: tuple[Exchanged, ...] = ()
-    terms: tuple[Term, ...] = ()
+    terms: tuple[TermPlace, ...] = ()
     located: dict[str, float] = Field(default={}, description="code -> similarity and prior")
     near: dict[str, float] = Field(default={}, description="the same by similarity alone")
     verified: dict[str, float] = Field(default={}, description="code -> probability")
@@ -323,9 +332,9 @@ def _what_extra(code: str, example: Example, system: CodeSystem) -> Extra:
     return "wrong sibling" if kin else "extra"
 
 
-def _touched(example: Example, terms: Iterable[Term]) -> set[str]:
+def _touched(example: Example, terms: Iterable[TermPlace]) -> set[str]:
     """The codes with evidence that some mention overlaps; that all sentences do tells nothing."""
-    quotes = [term.quote for term in terms if not term.is_sentence]
+    quotes = [term for term in terms if not term.is_sentence]
     return {
         code
         for code in {one.code for one in example.evidence}

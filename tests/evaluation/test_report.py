@@ -134,6 +134,7 @@ def result_of(outcomes: Sequence[Outcome]) -> dict[str, Any]:
         "split": "test",
         "n_notes": len(outcomes),
         "code_space": 98186,
+        "threshold": 0.3,
         "stages": {
             "locate": {"recall@50": 0.75, "map": 0.7, "no_prior": {"recall@50": 0.625}},
             "verify": {"candidates": 12345, "roc_auc": None, "map": 0.65},

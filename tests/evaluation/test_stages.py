@@ -12,6 +12,7 @@ from clh.evaluation.stages import (
     CodedExample,
     Outcome,
     Steps,
+    TermPlace,
     analyze_scores,
     assign_scores,
     extras,
@@ -22,7 +23,7 @@ from clh.evaluation.stages import (
     verify_scores,
 )
 from clh.icd.tabular import CodeSystem
-from clh.schema import AssignedCode, Note, Span, Term
+from clh.schema import AssignedCode, Note, Span
 from tests.fakes import toy_system
 
 THRESHOLD = 0.4
@@ -59,14 +60,15 @@ def outcome(
         ),
         split="dev",
     )
-    whole = NOTE.span(0, len(NOTE.text))
     steps = Steps(
         note_id="n",
         run_id="r",
         note_sha256=NOTE.sha256,
         git="",
         terms=tuple(
-            Term(quote=span(quote), sentence=whole, lead_term=quote, status="affirmed")
+            TermPlace(
+                start=span(quote).start, end=span(quote).end, status="affirmed", is_sentence=False
+            )
             for quote in quotes
         ),
         located={code: 1 - rank / 10 for rank, code in enumerate(located)},
@@ -88,7 +90,7 @@ def outcome(
                 description=code,
                 confidence=confidence,
                 sequence=sequence,
-                evidence=(whole,),
+                evidence=(NOTE.span(0, len(NOTE.text)),),
                 rationale="",
             )
             for sequence, (code, confidence) in enumerate((assigned or {}).items(), start=1)
