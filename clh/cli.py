@@ -301,7 +301,7 @@ def _codes(given: list[str], settings: "Settings") -> list[str]:
 
 def _given(note: str | None, settings: "Settings") -> "Note":
     """The note that the user names, pipes in or types."""
-    from clh.notes import decode_note, read_note
+    from clh.notes import decode_note, read_bounded, read_note
 
     if note is not None and note != "-":
         given, encoding = read_note(Path(note), settings.note_bytes)
@@ -310,8 +310,7 @@ def _given(note: str | None, settings: "Settings") -> "Note":
     else:
         if note is None and sys.stdin.isatty():
             _say("type or paste a note, then press Ctrl-D on a line of its own")
-        # One byte more than is allowed tells that there is too much.
-        data = sys.stdin.buffer.read(settings.note_bytes + 1)
+        data = read_bounded(sys.stdin.buffer, settings.note_bytes)
         given, encoding = decode_note(data, "stdin", settings.note_bytes, "standard input")
     if not encoding.startswith("utf-8"):
         _say(f"the note is not UTF-8; it was read as {encoding}: check its accented letters")
