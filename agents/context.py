@@ -155,7 +155,7 @@ def _load_llm(settings: Settings) -> LanguageModel | None:
         )
     try:
         return language.connect(
-            model.base_url,
+            model.base_url.get_secret_value(),
             model.model,
             api_key=model.api_key.get_secret_value() or "none",
             timeout=model.timeout,

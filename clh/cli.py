@@ -38,7 +38,8 @@ app.add_typer(index_app, name="index")
 app.add_typer(audit_app, name="audit")
 
 Profile = Annotated[
-    str, typer.Option(envvar="CLH_PROFILE", help="Settings to start from: cpu or vllm.")
+    str | None,
+    typer.Option(envvar="CLH_PROFILE", help="Settings to start from: cpu, codiesp or vllm."),
 ]
 _DONE, _AGENT_FAILED, _BAD_INPUT = 0, 1, 2
 _LONGEST_CODE = len("S52.501A")
@@ -57,7 +58,7 @@ def code(
         Literal["encounter", "mention"] | None,
         typer.Option(help="What counts: what the encounter reports, or all that is named."),
     ] = None,
-    profile: Profile = "cpu",
+    profile: Profile = None,
 ) -> None:
     """Code one note: ICD-10-CM codes, each with the words of the note that support it."""
     settings = _settings(profile, policy=policy)
@@ -85,7 +86,7 @@ def search(
     text: Annotated[str, typer.Argument(help="A diagnosis, symptom or finding, in any words.")],
     count: Annotated[int, typer.Option("--count", "-n", min=1, help="Codes to show.")] = 10,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    profile: Profile = "cpu",
+    profile: Profile = None,
 ) -> None:
     """Find codes by meaning: the locate agent alone."""
     settings = _settings(profile)
@@ -125,7 +126,7 @@ def check(
     format: Annotated[
         Literal["table", "json"], typer.Option(help="Lines to read, or JSON.")
     ] = "table",
-    profile: Profile = "cpu",
+    profile: Profile = None,
 ) -> None:
     """Check any codes against the code book's rules; no note and no model is needed."""
     from clh.icd import groupers
@@ -198,7 +199,7 @@ def schema() -> None:
 @index_app.command("build", epilog="Example: [bold]clh index build[/bold]")
 def index_build(
     force: Annotated[bool, typer.Option("--force", help="Build anew what is there.")] = False,
-    profile: Profile = "cpu",
+    profile: Profile = None,
 ) -> None:
     """Build the vector index, unless the cache has it."""
     settings = _settings(profile)
@@ -207,7 +208,7 @@ def index_build(
 
 
 @app.command(epilog="Example: [bold]clh doctor[/bold]")
-def doctor(profile: Profile = "cpu") -> None:
+def doctor(profile: Profile = None) -> None:
     """Say what is installed, loaded and reachable; exit code 1 if anything is missing."""
     from rich.text import Text
 
@@ -227,7 +228,7 @@ def doctor(profile: Profile = "cpu") -> None:
 @audit_app.command("show", epilog="Example: [bold]clh audit show 3f2a[/bold]")
 def audit_show(
     run: Annotated[str, typer.Argument(help="A run's id, or its beginning.")],
-    profile: Profile = "cpu",
+    profile: Profile = None,
 ) -> None:
     """Show what each agent of a run saw and said."""
     print(_dump(_audit(profile).show(run)))
@@ -236,7 +237,7 @@ def audit_show(
 @audit_app.command("list", epilog="Example: [bold]clh audit list -n 5[/bold]")
 def audit_list(
     count: Annotated[int, typer.Option("--count", "-n", min=1, help="Runs to show.")] = 20,
-    profile: Profile = "cpu",
+    profile: Profile = None,
 ) -> None:
     """List the latest runs."""
     table = _table("Run", "At", "Note (SHA-256)", "Codes")
@@ -317,7 +318,7 @@ def _given(note: str | None, settings: "Settings") -> "Note":
     return given
 
 
-def _settings(profile: str, **flags: Any) -> "Settings":
+def _settings(profile: str | None, **flags: Any) -> "Settings":
     from clh.config import Settings
 
     return Settings.load(profile, **flags)
@@ -351,7 +352,7 @@ def _index(settings: "Settings", rebuild: bool = False) -> Any:
         return open_index(settings, load_tabular(), progress, rebuild)
 
 
-def _audit(profile: str) -> Any:
+def _audit(profile: str | None) -> Any:
     from clh.audit import Audit
 
     settings = _settings(profile)
