@@ -388,7 +388,7 @@ def load_language_model(settings: Settings) -> LanguageModel | None:
         )
     try:
         return language.connect(
-            llm.base_url,
+            llm.base_url.get_secret_value(),
             llm.model,
             api_key=llm.api_key.get_secret_value() or "none",
             timeout=llm.timeout,
