@@ -5,7 +5,6 @@ import asyncio
 import hashlib
 import json
 import os
-import statistics
 import sys
 import warnings
 from collections import Counter
@@ -22,10 +21,11 @@ from clh import corpora
 from clh.config import Settings
 from clh.corpora import Example
 from clh.errors import InputError
-from clh.evaluation import metrics, report, runs, stages
+from clh.evaluation import report, runs
 from clh.evaluation.run_folder import RunFolder, fingerprint, git_commit
 from clh.evaluation.stages import CodedExample, Outcome, Steps
-from clh.icd.tabular import CodeSystem, load_tabular
+from clh.evaluation.summary import summarize
+from clh.icd.tabular import load_tabular
 from clh.models.weights import silence_bars
 from clh.schema import Agent
 
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 Code = Callable[[Example, Pipeline, str], Coroutine[Any, Any, Outcome]]  # str: the git commit
 
 _STEPS, _PREDICTIONS = "steps.jsonl", "predictions.jsonl"
-_HOUR = 3600
 _PAUSE = 30.0  # seconds
 
 
@@ -84,18 +83,18 @@ def run(arguments: argparse.Namespace, reported: Sequence[Agent], code: Code, **
         recipe.concurrency,
     )
     outcomes = _read_outcomes(examples, folder)
-    threshold = pipeline.assigner.threshold
     result = {
         "dataset": arguments.dataset,
         "split": arguments.split,
-        "n_notes": len(outcomes),
-        "code_space": len(system),
-        "threshold": threshold,
-        "stages": _stages(outcomes, reported, system, threshold),
-        "ci95": _intervals(outcomes, reported, system, recipe.bootstrap, arguments.seed),
-        **(_tables(outcomes, system, threshold, arguments) if "assign" in reported else {}),
-        "speed": _speed(outcomes),
-        "failed_notes": sum(bool(one.coded.errors) for one in outcomes),
+        **summarize(
+            outcomes,
+            reported,
+            system,
+            pipeline.assigner.threshold,
+            _train_counts(arguments) if "assign" in reported else None,
+            recipe.bootstrap,
+            arguments.seed,
+        ),
         **named,
     }
     runs.write(folder.path / "metrics.json", json.dumps(result, indent=2) + "\n")
@@ -169,69 +168,6 @@ def _read_outcomes(examples: Sequence[Example], folder: RunFolder) -> list[Outco
     return [Outcome(example, steps[example.id], coded[example.id]) for example in examples]
 
 
-def _stages(
-    outcomes: Sequence[Outcome], reported: Sequence[Agent], system: CodeSystem, threshold: float
-) -> dict[Agent, dict[str, Any]]:
-    scores: dict[Agent, Callable[[], dict[str, Any]]] = {
-        "analyze": lambda: stages.analyze_scores(outcomes),
-        "locate": lambda: stages.locate_scores(outcomes, system),
-        "verify": lambda: stages.verify_scores(outcomes, system, threshold),
-        "assign": lambda: stages.assign_scores(outcomes, system, threshold),
-    }
-    return {agent: scores[agent]() for agent in reported}
-
-
-def _intervals(
-    outcomes: Sequence[Outcome],
-    reported: Sequence[Agent],
-    system: CodeSystem,
-    samples: int,
-    seed: int,
-) -> dict[str, Any]:
-    """95% intervals of what the last stage is judged by, notes resampled."""
-    if reported[-1] == "locate":
-        with_prior, without = stages.located(outcomes, system)
-        recall = [f"recall@{k}" for k in stages.CUTOFFS]
-        no_prior = metrics.bootstrap(without, recall, samples=samples, seed=seed)
-        return metrics.bootstrap(with_prior, recall, samples=samples, seed=seed) | {
-            "no_prior": no_prior
-        }
-    judged_by = {
-        "analyze": [],
-        "verify": ["map"],
-        "assign": ["micro_f1", "micro_precision", "micro_recall", "macro_f1", "exact_match", "map"],
-    }[reported[-1]]
-    notes = stages.scored(one.coded for one in outcomes)
-    intervals = metrics.bootstrap(notes, judged_by, samples=samples, seed=seed) if judged_by else {}
-    if reported[-1] == "assign":
-        considered = stages.considered(outcomes, system)
-        ranking = metrics.bootstrap(considered, ["map"], samples=samples, seed=seed)
-        return {**intervals, "ranking_map": ranking["map"]}
-    return intervals
-
-
-def _tables(
-    outcomes: Sequence[Outcome],
-    system: CodeSystem,
-    threshold: float,
-    arguments: argparse.Namespace,
-) -> dict[str, Any]:
-    """Where codes are lost or invented, and scores by chapter and by frequency in train."""
-    notes = stages.scored(one.coded for one in outcomes)
-    trained_on = _train_counts(arguments)
-    misses = Counter(one.why for one in stages.misses(outcomes, system, threshold))
-    extras = Counter(one.what for one in stages.extras(outcomes, system))
-    return {
-        "funnel": stages.funnel(outcomes, system, threshold),
-        "misses": {why: misses[why] for why in stages.MISSES},
-        "extras": {what: extras[what] for what in stages.EXTRAS},
-        "chapters": [group._asdict() for group in metrics.by_chapter(notes, system)],
-        "bands": [group._asdict() for group in metrics.by_band(notes, trained_on)]
-        if trained_on is not None
-        else None,
-    }
-
-
 def _train_counts(arguments: argparse.Namespace) -> Counter[str] | None:
     """In how many training examples each code occurs; None where the data holds no train split."""
     try:
@@ -240,17 +176,6 @@ def _train_counts(arguments: argparse.Namespace) -> Counter[str] | None:
     except InputError as error:
         print(f"no table by frequency in train: {error}", file=sys.stderr)
         return None
-
-
-def _speed(outcomes: Sequence[Outcome]) -> dict[str, float]:
-    """Seconds that the agents took for a note, loading left out."""
-    seconds = sorted(sum(one.coded.timings.values()) for one in outcomes)
-    p95 = seconds[min(len(seconds) - 1, int(0.95 * len(seconds)))]
-    return {
-        "notes_per_hour": round(_HOUR * len(seconds) / sum(seconds), 1),
-        "p50_seconds": round(statistics.median(seconds), 4),
-        "p95_seconds": round(p95, 4),
-    }
 
 
 def _data_sha256(examples: Sequence[Example]) -> str:

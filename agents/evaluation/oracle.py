@@ -219,10 +219,12 @@ def _outcome(example: Example, coded: Coded, pipeline: Pipeline, git: str) -> Ou
             )
             for term in state.get("terms", ())
         ),
-        located=scores("locate"),
-        near=_without_prior(state.get("candidates", []), pipeline),
+        retrieved=scores("locate"),
+        retrieved_without_prior=_without_prior(state.get("candidates", []), pipeline),
         verified=scores("verify"),
-        decided={code: round(p, 4) for code, p in state.get("probabilities", {}).items()},
+        code_probabilities={
+            code: round(p, 4) for code, p in state.get("probabilities", {}).items()
+        },
     )
     gold = CodedExample(**dict(coded.note), gold=example.codes)
     return Outcome(example, steps, gold)

@@ -117,8 +117,8 @@ def _errors(
     outcomes: Sequence[Outcome], system: CodeSystem, threshold: float, worked_notes: int
 ) -> dict[str, Any]:
     """The codes that are wrong most often, and notes to read."""
-    lost = stages.misses(outcomes, system, threshold)
-    invented = stages.extras(outcomes, system)
+    lost = stages.find_false_negatives(outcomes, system, threshold)
+    invented = stages.find_false_positives(outcomes, system)
     gold = Counter(code for one in outcomes for code in one.example.codes)
     predicted = Counter(assigned.code for one in outcomes for assigned in one.coded.codes)
     errors = {(one.note_id, one.code): f"missed: {one.why}" for one in lost}
@@ -146,7 +146,7 @@ def _worst(
 
 def _spread(outcomes: Sequence[Outcome], wanted: int) -> list[tuple[float, Outcome]]:
     """Notes at even distances in the order of their F1, from the lowest to the highest."""
-    notes = stages.scored(one.coded for one in outcomes)
+    notes = stages.score_notes(one.coded for one in outcomes)
     f1 = [metrics.set_scores([note])["micro_f1"] for note in notes]
     ordered = sorted(zip(f1, outcomes, strict=True), key=lambda pair: (pair[0], pair[1].example.id))
     wanted = min(wanted, len(ordered))
@@ -216,7 +216,7 @@ def _charts(
     result: Mapping[str, Any], outcomes: Sequence[Outcome], system: CodeSystem, threshold: float
 ) -> list[tuple[Markup, str]]:
     """Precision and recall, and calibration, of the probabilities that assign goes by."""
-    probabilities, labels = stages.judged(outcomes, system)
+    probabilities, labels = stages.label_probabilities(outcomes, system)
     if not probabilities:
         return []
     gold = sum(len(one.example.codes) for one in outcomes)

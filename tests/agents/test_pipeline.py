@@ -156,7 +156,8 @@ def test_the_pipeline_is_public() -> None:
 
 
 def test_importing_clh_loads_nothing_heavy() -> None:
-    script = "import sys, clh; print(sorted({'numpy', 'torch', 'langgraph', 'pydantic'} & {*sys.modules}))"
+    heavy = "{'numpy', 'torch', 'langgraph', 'pydantic'}"
+    script = f"import sys, clh; print(sorted({heavy} & {{*sys.modules}}))"
     output = subprocess.run(
         [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
     )

@@ -48,7 +48,7 @@ async def test_all_agents_code_as_the_command_line_does(make_toy: MakePipeline) 
     assert outcome.steps.run_id == outcome.coded.run_id
     assert (outcome.steps.git, outcome.steps.note_sha256) == (GIT, NOTE.sha256)
     assert quotes(outcome)[:2] == ["high blood pressure", "cough"]
-    for scores in (outcome.steps.located, outcome.steps.verified):
+    for scores in (outcome.steps.retrieved, outcome.steps.verified):
         assert "I10" in scores
         assert [*scores.values()] == sorted(scores.values(), reverse=True)
 
@@ -64,7 +64,7 @@ async def test_on_predicted_input_an_agent_gets_what_the_whole_gives_it(
     )
     assert outcome.steps.terms == reference.steps.terms
     if agent != "analyze":
-        assert outcome.steps.located == reference.steps.located
+        assert outcome.steps.retrieved == reference.steps.retrieved
     if agent == "assign":
         assert outcome.coded.codes == reference.coded.codes
     assert list(outcome.coded.timings)[-1] == agent
@@ -73,7 +73,7 @@ async def test_on_predicted_input_an_agent_gets_what_the_whole_gives_it(
 async def test_locate_searches_for_gold_mentions(make_toy: MakePipeline) -> None:
     outcome = await run_agent("locate", "gold", example("I10", "R05.9"), make_toy(), GIT)
     assert quotes(outcome) == ["high blood pressure", "cough"]
-    assert assigned(outcome) == list(outcome.steps.located)
+    assert assigned(outcome) == list(outcome.steps.retrieved)
     assert {"I10", "R05.9"} <= set(assigned(outcome)[:4])
     ranked = outcome.coded.codes
     assert [one.sequence for one in ranked] == [*range(1, len(ranked) + 1)]
@@ -94,8 +94,8 @@ async def test_gold_candidates_hold_the_gold_codes(make_toy: MakePipeline) -> No
     few = make_toy(locate={"candidates": 1})
     outcome = await run_agent("verify", "gold", example(*GOLD), few, GIT)
     # S83.419 lies closer to the mention than the gold code, which is there without its character.
-    assert set(outcome.steps.located) >= {"I10", "R05.9", "S83.411"}
-    assert set(outcome.steps.verified) <= set(outcome.steps.located)
+    assert set(outcome.steps.retrieved) >= {"I10", "R05.9", "S83.411"}
+    assert set(outcome.steps.verified) <= set(outcome.steps.retrieved)
 
 
 @pytest.mark.parametrize("evidence", [True, False])
@@ -137,4 +137,4 @@ async def test_an_agent_that_fails_is_part_of_the_outcome(make_toy: MakePipeline
     ):
         assert [error.agent for error in outcome.coded.errors] == ["analyze"]
         assert assigned(outcome) == []
-        assert outcome.steps.located == {}
+        assert outcome.steps.retrieved == {}
