@@ -5,7 +5,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from itertools import chain, pairwise
+from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -13,6 +13,7 @@ from markupsafe import Markup, escape
 
 from clh.evaluation import metrics, stages
 from clh.evaluation.stages import Outcome
+from clh.highlight import highlight
 from clh.icd.tabular import CodeSystem
 from clh.schema import Span
 
@@ -173,29 +174,8 @@ def _worked(
         for code in dict.fromkeys((*gold, *predicted))
     ]
     rows.sort(key=lambda row: row["error"] is not None)
-    pieces = _pieces(example.note.text, gold, predicted)
+    pieces = highlight(example.note.text, gold, predicted)
     return {"id": example.id, "f1": f1, "pieces": pieces, "rows": rows}
-
-
-def _pieces(text: str, *sides: Mapping[str, Sequence[Span]]) -> list[tuple[str, list[list[str]]]]:
-    """The text, cut wherever evidence starts or ends, so that no mark overlaps another.
-
-    With each piece, for each side, are the codes that it is evidence for.
-    """
-    spans = [span for side in sides for evidence in side.values() for span in evidence]
-    edges = sorted({0, len(text), *(edge for span in spans for edge in (span.start, span.end))})
-
-    def covering(side: Mapping[str, Sequence[Span]], start: int, end: int) -> list[str]:
-        return [
-            code
-            for code, evidence in side.items()
-            if any(span.start <= start and end <= span.end for span in evidence)
-        ]
-
-    return [
-        (text[start:end], [covering(side, start, end) for side in sides])
-        for start, end in pairwise(edges)
-    ]
 
 
 def _quotes(spans: Iterable[Span]) -> list[str]:
