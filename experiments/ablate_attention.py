@@ -164,7 +164,7 @@ def unseen(
     from clh.evaluation import metrics
     from clh.evaluation.stages import CUTOFFS
 
-    seen = {system.stem(one) if one in system else one for note in train for one in note.codes}
+    seen = {system.stem_or_self(code) for note in train for code in note.codes}
     notes = [replace(note, gold=note.gold - seen) for note in ranked]
     recalls = [f"recall@{k}" for k in CUTOFFS]
     scores = metrics.rank_scores(notes, CUTOFFS)

@@ -66,7 +66,7 @@ def main() -> int:
     given = arguments.data_dir, arguments.split, arguments.unit, arguments.limit, arguments.seed
     examples = corpora.sample(arguments.dataset, *given)
     train = list(corpora.read(arguments.dataset, arguments.data_dir, "train"))
-    seen = {system.stem(c) if c in system else c for one in train for c in one.codes}
+    seen = {system.stem_or_self(code) for example in train for code in example.codes}
     documents = sentence_pairs(examples, system, Reader())
     queries = [pair.texts[0] for document in documents for pair in document]
     names = [f"recall@{k}" for k in stages.CUTOFFS]
@@ -161,7 +161,7 @@ def ranked(
             for place, pair in enumerate(document)
             if pair.codes
         ]
-        gold = frozenset(system.stem(code) if code in system else code for code in example.codes)
+        gold = frozenset(system.stem_or_self(code) for code in example.codes)
         views["notes"].append(Scored(example.id, gold, best(similarity.max(axis=1))))
     return views
 

@@ -142,7 +142,7 @@ class Retriever:
         spans = np.array([(one.start, one.end) for one in sentences])
         return Shortlist(
             id=example.id,
-            gold=frozenset(system.stem(one) if one in system else one for one in example.codes),
+            gold=frozenset(system.stem_or_self(code) for code in example.codes),
             tokens=read_tokens(self.encoder, sentences, self._max_tokens),
             codes=tuple(self._codes.codes[places].tolist()),
             vectors=torch.from_numpy(self._codes.vectors[places]),
