@@ -8,7 +8,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
-from itertools import combinations
+from itertools import combinations, product
 from typing import NamedTuple, get_args
 
 from clh.icd.rules.claim import Claim
@@ -106,17 +106,10 @@ def check_specificity(claim: Claim) -> Iterator[Finding]:
 
 
 def check_laterality(claim: Claim) -> Iterator[Finding]:
-    """Right and left where one code says both, and codes that differ in their side alone."""
+    """Right and left where one code is for both, and codes that differ in their side alone."""
     system, section = claim.book.system, claim.book.section("I.B.13")
     for codes in _by_category(claim):
-        order = {code: index for index, code in enumerate(codes)}
-        pairs = {
-            (min(indexes), max(indexes))
-            for pair in _alike_but_for_side(codes, system)
-            if (indexes := [order[code] for code in pair])
-        }
-        for index, other_index in sorted(pairs):
-            code, other = codes[index], codes[other_index]
+        for code, other in _alike_but_for_side(codes, system):
             sides = {_sided(system[code].title).side, _sided(system[other].title).side}
             if sides == {"right", "left"}:
                 if (both := _bilateral(code, system)) is not None:
@@ -335,28 +328,26 @@ _SIDES = {
 _SIDE_WORDS = frozenset({*_SIDES, "unilateral", "of"})
 
 
-def _alike_but_for_side(codes: Sequence[str], system: CodeSystem) -> Iterator[tuple[str, str]]:
-    """The pairs of codes whose titles differ in their side alone.
+def _alike_but_for_side(codes: Sequence[str], system: CodeSystem) -> list[tuple[str, str]]:
+    """The pairs of codes whose titles differ in nothing but their side, in the order of the codes.
 
-    A title that says both may leave out "eye". Only 176,000 pairs of the release can come up here.
+    A title for both sides may leave out "eye". In the whole release that is 176,000 pairs.
     """
-    by_words: defaultdict[frozenset[str], list[str]] = defaultdict(list)
-    for code in codes:
-        side, words = _sided(system[code].title)
-        if side:
-            by_words[words].append(code)
-    for group in by_words.values():
-        yield from combinations(group, 2)
+    by_words: defaultdict[frozenset[str], list[int]] = defaultdict(list)
+    for index, code in enumerate(codes):
+        if (sided := _sided(system[code].title)).side:
+            by_words[sided.words].append(index)
+    pairs = {pair for group in by_words.values() for pair in combinations(group, 2)}
     for words, group in by_words.items():
-        for code in group:
-            if _sided(system[code].title).side == "both":
-                for more_words, others in by_words.items():
-                    if words < more_words:
-                        yield from ((code, other) for other in others)
+        both = [index for index in group if _sided(system[codes[index]].title).side == "both"]
+        for more_words, others in by_words.items() if both else ():
+            if words < more_words:
+                pairs |= {(min(pair), max(pair)) for pair in product(both, others)}
+    return [(codes[index], codes[other]) for index, other in sorted(pairs)]
 
 
 def _bilateral(code: str, system: CodeSystem) -> str | None:
-    """The code near by that says of both sides what `code` says of one."""
+    """The code near by that is for both sides what `code` is for one."""
     words, stem = _sided(system[code].title).words, system.stem(code)
     parent = system.parent(stem) or stem
     near = [*system.children(parent), *system.children(system.parent(parent) or parent)]

@@ -1,6 +1,6 @@
-"""How a claim is mended: what a rule settles by itself, and how each change is told.
+"""How a claim is mended: what needs no coder to decide, with the finding behind each change.
 
-All else is for a coder to settle: it stays, and `check` goes on finding it.
+All else is left to a coder, and `check` goes on finding it.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -113,8 +113,8 @@ def _order_by_notes(claim: Claim, _: Support) -> Step:
     for demand in find_demands(claim):
         if demand.is_broken(claim) and not demand.is_broken(ordered):
             code = demand.code
-            earlier = (one for one in demand.others if ordered.index(one) < ordered.index(code))
-            before = next(earlier, None)
+            earlier = ordered.codes[: ordered.index(code)]
+            before = next((other for other in demand.others if other in earlier), None)
             change = f"{before} moved before {code}" if before else f"{code} is no longer first"
             settled.append(_with_change(code_first_finding(demand), change))
     return ordered.codes, settled
