@@ -175,10 +175,10 @@ def check_use_additional(claim: Claim) -> Iterator[Finding]:
 def check_integral_signs(claim: Claim) -> Iterator[Finding]:
     """Signs and symptoms beside the disease that they are part of."""
     for (signs, diseases), _, citation in claim.book.guidelines["integral_sign"]:
-        disease = next(claim.named_by(diseases), None)
-        for sign in claim.named_by(signs) if disease else ():
-            message = f"{sign} is part of {disease}"
-            yield _finding("integral_sign", "warning", [sign, str(disease)], message, citation)
+        if (disease := next(claim.named_by(diseases), None)) is not None:
+            for sign in claim.named_by(signs):
+                message = f"{sign} is part of {disease}"
+                yield _finding("integral_sign", "warning", [sign, disease], message, citation)
 
 
 def check_combination(claim: Claim) -> Iterator[Finding]:
