@@ -40,7 +40,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from clh.errors import InputError
-from clh.evaluation import runs
+from clh.evaluation import recipes, runs
 
 if TYPE_CHECKING:
     import numpy as np
@@ -61,7 +61,7 @@ _LEARNED = ("frequent", "random", "svm")
 _COVERED = "ICD-10-CM"  # the codes that the book has texts of
 
 
-class Svm(runs.Recipe):
+class Svm(recipes.Recipe):
     """Settings of scikit-learn's TfidfVectorizer and LinearSVC."""
 
     ngram_range: tuple[PositiveInt, PositiveInt]
@@ -71,7 +71,7 @@ class Svm(runs.Recipe):
     class_weight: Literal["balanced"] | None
 
 
-class Bm25(runs.Recipe):
+class Bm25(recipes.Recipe):
     """Parameters of BM25, and how many texts are kept for a note."""
 
     k1: PositiveFloat
@@ -79,14 +79,14 @@ class Bm25(runs.Recipe):
     kept: PositiveInt
 
 
-class Minilm(runs.Recipe):
+class Minilm(recipes.Recipe):
     """The encoder, and how many texts are kept for a note."""
 
     model: str
     kept: PositiveInt
 
 
-class Thresholds(runs.Recipe):
+class Thresholds(recipes.Recipe):
     """The scores from which on codes are in the final set, for data without a train split."""
 
     keyword: float
@@ -95,7 +95,7 @@ class Thresholds(runs.Recipe):
     minilm: float
 
 
-class Recipe(runs.Recipe):
+class BaselinesRecipe(recipes.Recipe):
     """What recipes/baselines.yaml says."""
 
     folds: int = Field(ge=2)
@@ -108,10 +108,10 @@ class Recipe(runs.Recipe):
 
 def main() -> int:
     """Run, score, report."""
-    parser = runs.parser(__doc__, "experiments/recipes/baselines.yaml")
+    parser = recipes.evaluation_parser(__doc__, "experiments/recipes/baselines.yaml")
     parser.add_argument("--index", type=Path, nargs="+", help="XML files of the Alphabetic Index")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="baselines to run; all if none")
-    arguments = parser.parse_args()
+    arguments = recipes.parse_arguments(parser)
     if arguments.track is not None:
         raise InputError("baselines are not tracked: leave --track out")
 
@@ -124,7 +124,7 @@ def main() -> int:
     from clh.icd.tabular import load_tabular
     from clh.retrieval.lexical import searchable
 
-    recipe = runs.read_recipe(arguments.recipe, Recipe)
+    recipe = recipes.read_recipe(arguments.recipe, BaselinesRecipe, arguments.set)
     corpus = corpora.find(arguments.dataset)
     policy = arguments.policy or corpus.policy
     settings = Settings.load(arguments.profile or "cpu", policy=policy, index_files=arguments.index)
@@ -394,7 +394,7 @@ def rankings(notes: Sequence["Example"], scores: Sequence[Scores]) -> list["Scor
 
 
 def chosen_threshold(
-    name: str, baseline: "Baseline", train: Sequence["Example"], recipe: Recipe, seed: int
+    name: str, baseline: "Baseline", train: Sequence["Example"], recipe: BaselinesRecipe, seed: int
 ) -> float:
     """The best threshold on train, where it was not learned from; the recipe's without train."""
     if not train:
@@ -601,4 +601,4 @@ def _show(results: dict[str, dict[str, Any]], file: Path) -> None:
 
 
 if __name__ == "__main__":
-    runs.command(main)
+    recipes.run_script(main)

@@ -14,10 +14,10 @@ import json
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
-from clh.evaluation import runs
+from clh.evaluation import recipes, runs
 
 
-class Recipe(runs.Recipe):
+class AssignerRecipe(recipes.Recipe):
     """What recipes/fit_assigner.yaml says."""
 
     profile: str
@@ -29,7 +29,8 @@ class Recipe(runs.Recipe):
 
 def main() -> int:
     """Code, fit, report, write."""
-    arguments = runs.learner(__doc__, "experiments/recipes/fit_assigner.yaml").parse_args()
+    parser = recipes.training_parser(__doc__, "experiments/recipes/fit_assigner.yaml")
+    arguments = recipes.parse_arguments(parser)
 
     from dataclasses import replace
 
@@ -52,7 +53,7 @@ def main() -> int:
     from clh.retrieval.index import open_index
     from clh.training.priors import recount
 
-    recipe = runs.read_recipe(arguments.recipe, Recipe)
+    recipe = recipes.read_recipe(arguments.recipe, AssignerRecipe, arguments.set)
     settings = Settings.load(recipe.profile, assign={"weights": ""})
     system = load_tabular()
     context = Context.load(settings, open_index(settings, system))
@@ -148,4 +149,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    runs.command(main)
+    recipes.run_script(main)

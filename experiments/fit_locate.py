@@ -17,10 +17,10 @@ from collections.abc import Callable
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 
-from clh.evaluation import runs
+from clh.evaluation import recipes, runs
 
 
-class Recipe(runs.Recipe):
+class LocateRecipe(recipes.Recipe):
     """What recipes/fit_locate.yaml says."""
 
     split: str
@@ -39,7 +39,8 @@ class Recipe(runs.Recipe):
 
 def main() -> int:
     """Fit, report, write."""
-    arguments = runs.learner(__doc__, "experiments/recipes/fit_locate.yaml").parse_args()
+    parser = recipes.training_parser(__doc__, "experiments/recipes/fit_locate.yaml")
+    arguments = recipes.parse_arguments(parser)
 
     import asyncio
     from dataclasses import replace
@@ -56,7 +57,7 @@ def main() -> int:
     from clh.retrieval.prior import PRECEDENTS, PRIOR, Prior, Weights
     from clh.training.priors import Counting, count
 
-    recipe = runs.read_recipe(arguments.recipe, Recipe)
+    recipe = recipes.read_recipe(arguments.recipe, LocateRecipe, arguments.set)
     system = load_tabular()
     settings = Settings.load(policy="mention", locate={"candidates": recipe.candidates})
     context = Context.load(settings, open_index(settings, system))
@@ -137,4 +138,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    runs.command(main)
+    recipes.run_script(main)

@@ -12,10 +12,10 @@ import json
 
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
-from clh.evaluation import runs
+from clh.evaluation import recipes, runs
 
 
-class Recipe(runs.Recipe):
+class VerifierRecipe(recipes.Recipe):
     """What recipes/fit_verifier.yaml says."""
 
     split: str
@@ -27,7 +27,8 @@ class Recipe(runs.Recipe):
 
 def main() -> int:
     """Fit, report, write."""
-    arguments = runs.learner(__doc__, "experiments/recipes/fit_verifier.yaml").parse_args()
+    parser = recipes.training_parser(__doc__, "experiments/recipes/fit_verifier.yaml")
+    arguments = recipes.parse_arguments(parser)
 
     import numpy as np
     from sklearn.linear_model import LogisticRegression
@@ -46,7 +47,7 @@ def main() -> int:
     from clh.icd.tabular import load_tabular
     from clh.retrieval.index import open_index
 
-    recipe = runs.read_recipe(arguments.recipe, Recipe)
+    recipe = recipes.read_recipe(arguments.recipe, VerifierRecipe, arguments.set)
     settings = Settings.load(locate={"candidates": recipe.candidates})
     system = load_tabular()
     context = Context.load(settings, open_index(settings, system))
@@ -128,4 +129,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    runs.command(main)
+    recipes.run_script(main)

@@ -22,7 +22,7 @@ from clh import corpora
 from clh.config import Settings
 from clh.corpora import Example
 from clh.errors import InputError
-from clh.evaluation import metrics, report, runs, stages
+from clh.evaluation import metrics, recipes, report, runs, stages
 from clh.evaluation.stages import CodedExample, Outcome, Steps
 from clh.icd.tabular import CodeSystem, load_tabular
 from clh.models.weights import silence_bars
@@ -39,7 +39,7 @@ _HOUR = 3600
 _PAUSE = 30.0  # seconds
 
 
-class Recipe(runs.Recipe):
+class ExperimentRecipe(recipes.Recipe):
     """What the recipes of experiments with agents say."""
 
     settings: dict[str, Any]  # over those of the profile
@@ -53,7 +53,7 @@ def run(arguments: argparse.Namespace, reported: Sequence[Agent], code: Code, **
     `reported` are the stages whose scores are written; `flags` are what the script adds to those of
     all. Returns the exit code. Raises InputError for data or flags that cannot be used.
     """
-    recipe = runs.read_recipe(arguments.recipe, Recipe)
+    recipe = recipes.read_recipe(arguments.recipe, ExperimentRecipe, arguments.set)
     corpus = corpora.find(arguments.dataset)
     given = {"policy": arguments.policy or corpus.policy, **recipe.settings}
     settings = Settings.load(arguments.profile or corpus.profile, **given)

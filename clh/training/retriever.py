@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from clh.errors import InputError, ModelError
-from clh.evaluation import metrics, runs
+from clh.evaluation import metrics, recipes, runs
 from clh.evaluation.metrics import Scored
 from clh.evaluation.stages import CUTOFFS
 from clh.icd.index import IndexTerm
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 _OPTIMIZER, _STATE = "optimizer.safetensors", "state.json"
 
 
-class Recipe(runs.Recipe):
+class Recipe(recipes.Recipe):
     """What recipes/train_retriever.yaml says."""
 
     base: str

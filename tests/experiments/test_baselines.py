@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from clh.corpora import Example
 from clh.errors import InputError
-from clh.evaluation import runs
+from clh.evaluation import recipes
 from clh.evaluation.metrics import Scored, set_scores
 from clh.icd.index import IndexTerm
 from clh.icd.tabular import load_tabular
@@ -62,7 +62,7 @@ def load() -> ModuleType:
 
 
 baselines = load()
-VALUES = runs.read_recipe(RECIPE, baselines.Recipe)
+VALUES = recipes.read_recipe(RECIPE, baselines.BaselinesRecipe)
 
 
 def run(*flags: object) -> subprocess.CompletedProcess[str]:
@@ -221,7 +221,7 @@ def test_bad_input_is_one_line(
     command = [str(SCRIPT), *map(str, flags(data, tmp_path / "out")), *given]
     monkeypatch.setattr(sys, "argv", command)
     with pytest.raises(SystemExit) as ended:
-        runs.command(baselines.main)
+        recipes.run_script(baselines.main)
     assert ended.value.code == 2
     error = capsys.readouterr().err
     assert said in error
