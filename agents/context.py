@@ -33,6 +33,7 @@ class Logistic:
     id: str
     intercept: float
     coefficients: dict[str, float]
+    threshold: float | None = None  # from which on a probability counts, where one was fitted
 
     @classmethod
     def load(cls, name: str) -> Self:

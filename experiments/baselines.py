@@ -32,7 +32,6 @@ import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -120,6 +119,7 @@ def main() -> int:
     from clh import corpora
     from clh.cache import sha256
     from clh.config import Settings
+    from clh.evaluation import thresholds
     from clh.icd.index import read_index
     from clh.icd.tabular import load_tabular
     from clh.retrieval.lexical import searchable
@@ -196,7 +196,10 @@ def main() -> int:
             **measured(ranked, threshold, labels, system, recipe.bootstrap, arguments.seed),
             "seconds": seconds,
         }
-        lines = [json.dumps(prediction(one, system)) + "\n" for one in final(ranked, threshold)]
+        lines = [
+            json.dumps(prediction(one, system)) + "\n"
+            for one in thresholds.apply_threshold(ranked, threshold)
+        ]
         runs.write(arguments.output / f"predictions-{name}.jsonl", "".join(lines))
 
     of_run = {
@@ -397,11 +400,13 @@ def chosen_threshold(
     name: str, baseline: "Baseline", train: Sequence["Example"], recipe: BaselinesRecipe, seed: int
 ) -> float:
     """The best threshold on train, where it was not learned from; the recipe's without train."""
+    from clh.evaluation import thresholds
+
     if not train:
         return float(getattr(recipe.thresholds, name))
     if name in _LEARNED:
-        return best_threshold(held_out(baseline, train, recipe.folds, seed))
-    return best_threshold(rankings(train, baseline([], train)))
+        return thresholds.best_threshold(held_out(baseline, train, recipe.folds, seed))
+    return thresholds.best_threshold(rankings(train, baseline([], train)))
 
 
 def held_out(
@@ -417,34 +422,6 @@ def held_out(
     return ranked
 
 
-def best_threshold(notes: Sequence["Scored"]) -> float:
-    """The score from which on codes make the sets with the highest micro-F1.
-
-    Of the scores that part the codes in the same way, it is the middle.
-    """
-    import numpy as np
-
-    scores = np.array([score for note in notes for score in note.predicted.values()])
-    if not len(scores):
-        return 0.0
-    right = np.array([code in note.gold for note in notes for code in note.predicted])
-    order = np.argsort(-scores)
-    scores, right = scores[order], right[order]
-    gold = sum(len(note.gold) for note in notes)
-    f1 = 2 * np.cumsum(right) / (np.arange(1, len(scores) + 1) + gold)
-    ends_tie = np.append(scores[1:] < scores[:-1], True)  # equal scores come in together
-    last = int(np.where(ends_tie, f1, -1).argmax())
-    return float(scores[last : last + 2].mean())
-
-
-def final(notes: Sequence["Scored"], threshold: float) -> list["Scored"]:
-    """The notes with the codes that reach the threshold."""
-    return [
-        replace(note, predicted={c: s for c, s in note.predicted.items() if s >= threshold})
-        for note in notes
-    ]
-
-
 def measured(
     notes: Sequence["Scored"],
     threshold: float,
@@ -454,13 +431,13 @@ def measured(
     seed: int,
 ) -> dict[str, Any]:
     """The scores of a baseline's rankings, and of its final sets at a threshold."""
-    from clh.evaluation import metrics
+    from clh.evaluation import metrics, thresholds
     from clh.evaluation.stages import CUTOFFS
 
-    sets = final(notes, threshold)
+    sets = thresholds.apply_threshold(notes, threshold)
     gold = frozenset(code for note in notes for code in note.gold)
     of_rankings = metrics.rank_scores(notes, CUTOFFS)
-    tuned = final(notes, best_threshold(notes))
+    tuned = thresholds.apply_threshold(notes, thresholds.best_threshold(notes))
     return {
         **metrics.summary(notes, labels),
         **metrics.set_scores(sets),

@@ -33,7 +33,7 @@ from clh.models import weights
 from clh.models.embedder import TextEncoder
 from clh.retrieval.lexical import searchable
 from clh.training.losses import backpropagate, contrast, matryoshka
-from clh.training.pairs import Pair, reported
+from clh.training.pairs import Pair, reported_code
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -108,7 +108,7 @@ class Data:
                 raise InputError(f"{len(pool)} {name} to learn from, {size} in a batch: lower it")
         texts: defaultdict[str, list[str]] = defaultdict(list)
         for code, text in searchable(system, index):
-            answer = reported(code, system)
+            answer = reported_code(code, system)
             if answer is not None and text not in texts[answer]:
                 texts[answer].append(text)
         self.titles = {code: system[code].title for code in texts}
@@ -155,7 +155,7 @@ class Relations:
         if code not in self._families:
             system = self._system
             around = [*system.ancestors(code), *system.descendants(code)]
-            answers = {reported(one, system) for one in around}
+            answers = {reported_code(one, system) for one in around}
             self._families[code] = frozenset(one for one in answers if one is not None)
         return self._families[code]
 
