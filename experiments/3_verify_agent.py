@@ -9,19 +9,19 @@ all notes, and the ranking they make. Files as benchmark.py's; run again, it goe
 
 from functools import partial
 
-from clh.evaluation import runs
+from clh.evaluation import recipes
 
 
 def main() -> int:
     """Run, score, report."""
-    parser = runs.parser(__doc__, "experiments/recipes/3_verify_agent.yaml")
+    parser = recipes.evaluation_parser(__doc__, "experiments/recipes/3_verify_agent.yaml")
     parser.add_argument(
         "--input",
         choices=("gold", "predicted"),
         default="predicted",
         help="of the agents before; default: predicted",
     )
-    arguments = parser.parse_args()
+    arguments = recipes.parse_arguments(parser)
 
     from agents.evaluation import experiment, oracle
 
@@ -31,4 +31,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    runs.command(main)
+    recipes.run_script(main)

@@ -21,7 +21,7 @@ from clh import corpora
 from clh.config import Settings
 from clh.corpora import Example
 from clh.errors import InputError
-from clh.evaluation import report, runs
+from clh.evaluation import recipes, report, runs
 from clh.evaluation.run_folder import RunFolder, fingerprint, git_commit
 from clh.evaluation.stages import CodedExample, Outcome, Steps
 from clh.evaluation.summary import summarize
@@ -38,7 +38,7 @@ _STEPS, _PREDICTIONS = "steps.jsonl", "predictions.jsonl"
 _PAUSE = 30.0  # seconds
 
 
-class Recipe(runs.Recipe):
+class ExperimentRecipe(recipes.Recipe):
     """What the recipes of experiments with agents say."""
 
     settings: dict[str, Any]  # over those of the profile
@@ -53,7 +53,7 @@ def run(arguments: argparse.Namespace, reported: Sequence[Agent], code: Code, **
     `reported` are the stages whose scores are written; `flags` are what the script adds to those of
     all. Returns the exit code. Raises InputError for data or flags that cannot be used.
     """
-    recipe = runs.read_recipe(arguments.recipe, Recipe)
+    recipe = recipes.read_recipe(arguments.recipe, ExperimentRecipe, arguments.set)
     corpus = corpora.find(arguments.dataset)
     given = {"policy": arguments.policy or corpus.policy, **recipe.settings}
     settings = Settings.load(arguments.profile or corpus.profile, **given)

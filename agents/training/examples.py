@@ -41,7 +41,7 @@ from clh.retrieval.lexical import expand
 from clh.schema import Candidate, Note, Shape, Span, Term
 from clh.training import loop, rewards
 from clh.training.language import Recipe, Task
-from clh.training.pairs import reported
+from clh.training.pairs import reported_code
 
 ShapeT = TypeVar("ShapeT", bound=Shape)
 
@@ -298,7 +298,7 @@ def located(example: Example, context: Context) -> tuple[list[Term], list[list[C
 
 def gold_codes(example: Example, context: Context) -> set[str | None]:
     """The note's codes, as locate reports them."""
-    return {reported(code, context.system) for code in example.codes}
+    return {reported_code(code, context.system) for code in example.codes}
 
 
 def evidence(example: Example, context: Context) -> list[Mark]:
@@ -306,7 +306,7 @@ def evidence(example: Example, context: Context) -> list[Mark]:
     return [
         Mark(start=span.start, end=span.end, code=code)
         for gold in dict.fromkeys(one.code for one in example.evidence)
-        if (code := reported(gold, context.system)) is not None
+        if (code := reported_code(gold, context.system)) is not None
         for span in example.spans(gold)
     ]
 

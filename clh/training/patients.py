@@ -34,7 +34,7 @@ from torch.nn.functional import normalize
 
 from clh.document.reader import Reader
 from clh.errors import InputError
-from clh.evaluation import metrics, runs
+from clh.evaluation import metrics, recipes
 from clh.evaluation.metrics import Scored
 from clh.evaluation.stages import CUTOFFS
 from clh.models.embedder import Tower, Vectors
@@ -48,7 +48,7 @@ BEST = "map"  # on val, by which the best epoch is kept: it tells rankings of fe
 _LONGEST_CELL = 2**31 - 1  # characters; Python's csv would stop at 131,072
 
 
-class Recipe(runs.Recipe):
+class Recipe(recipes.Recipe):
     """What recipes/train_patients.yaml says."""
 
     hidden: PositiveInt

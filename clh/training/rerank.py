@@ -20,7 +20,7 @@ from clh.config import Settings
 from clh.corpora import Example
 from clh.document.reader import Reader
 from clh.errors import InputError
-from clh.evaluation import metrics, runs
+from clh.evaluation import metrics, recipes
 from clh.evaluation.metrics import Scored
 from clh.icd.tabular import CodeSystem
 from clh.models import weights
@@ -32,7 +32,7 @@ from clh.training.attention import LabelAttention, Tokens, read_tokens
 CHOSEN_BY = "map"  # of the held-out notes, by which the best epoch is kept
 
 
-class Head(runs.Recipe):
+class Head(recipes.Recipe):
     """A head, and how it is trained."""
 
     pooling: Literal["label-aware", "mean"]
@@ -43,7 +43,7 @@ class Head(runs.Recipe):
     weight_decay: NonNegativeFloat
 
 
-class Recipe(runs.Recipe):
+class Recipe(recipes.Recipe):
     """What recipes/attention_*.yaml say."""
 
     shortlist: PositiveInt
