@@ -110,7 +110,9 @@ class Context:
         settings = self.settings
         asked = self.llm.id if self.llm is not None else ""
         return {
-            "analyze": asked if settings.analyze.source == "llm" else f"{self.tower.id} + negspacy",
+            "analyze": asked
+            if settings.analyze.source == "llm"
+            else f"{self.tower.id} + context rules",
             "locate": self.tower.id + (f" + {self.prior.id}" if self.prior is not None else ""),
             "verify": asked
             if settings.verify.source == "llm"

@@ -152,10 +152,10 @@ def _gold_verdicts(example: Example, context: Context) -> dict[str, Any]:
 
 
 def _sentences(example: Example, context: Context) -> dict[str, Any]:
-    """Every sentence of the note as a term: what locate finds without any analyze."""
+    """Every sentence that analyze reads as a term: what locate finds without any analyze."""
     note = example.note
     sentences = context.reader.sentences(note.text)
-    spans = [note.span(one.tokens.start_char, one.tokens.end_char) for one in sentences]
+    spans = [note.span(sentence.start, sentence.end) for sentence in sentences]
     return {"terms": _terms(note, spans, context)}
 
 
