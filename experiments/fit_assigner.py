@@ -34,13 +34,13 @@ def main() -> int:
     from dataclasses import replace
 
     import numpy as np
+    from agents.context import Context
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import average_precision_score, roc_auc_score
     from sklearn.preprocessing import StandardScaler
     from tqdm import tqdm
 
     from agents.assign import completed, features, tally
-    from agents.context import Context
     from agents.training.examples import located
     from agents.verify import judge
     from clh import corpora

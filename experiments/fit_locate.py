@@ -44,9 +44,9 @@ def main() -> int:
     import asyncio
     from dataclasses import replace
 
+    from agents.context import Context
     from tqdm import tqdm
 
-    from agents.context import Context
     from agents.evaluation.oracle import Source, alone
     from clh import corpora
     from clh.config import Settings

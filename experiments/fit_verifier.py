@@ -30,13 +30,13 @@ def main() -> int:
     arguments = runs.learner(__doc__, "experiments/recipes/fit_verifier.yaml").parse_args()
 
     import numpy as np
+    from agents.context import Context
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import roc_auc_score
     from sklearn.model_selection import GroupKFold
     from tqdm import tqdm
 
     from agents.analyze import extract_by_retrieval
-    from agents.context import Context
     from agents.locate import search
     from agents.verify import features, same_laterality
     from clh import corpora

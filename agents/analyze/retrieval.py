@@ -1,17 +1,18 @@
-"""Analyze by retrieval: the spans of each sentence that lie closest to the code system."""
+"""Terms found by retrieval: the spans of each sentence that lie closest to the code system."""
 
 import asyncio
+import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from agents.state import Trace
-from clh.config import Analyze
+from agents.node import Trace
+from clh.config import RetrievalAnalysis
 from clh.document.reader import Mention, Reader, Sentence
 from clh.models.embedder import Tower
 from clh.retrieval.index import CodeIndex, Hit
 from clh.retrieval.lexical import content_words, expand
 from clh.retrieval.prior import Prior
-from clh.schema import Note, Status, Term
+from clh.schema import Finding, Note, Status, Term
 
 # A history is looked up as such: the book has codes for it, and they are not the disease's.
 _HISTORY = {"historical": "Personal history of", "family": "Family history of"}
@@ -30,7 +31,7 @@ class RetrievalAnalyzer:
 
     def __init__(
         self,
-        settings: Analyze,
+        settings: RetrievalAnalysis,
         reader: Reader,
         embedder: Tower,
         index: CodeIndex,
@@ -42,9 +43,18 @@ class RetrievalAnalyzer:
         self._embedder, self._index = embedder, index
         self._vague_words = frozenset().union(*map(content_words, reader.vague))
 
-    async def analyze(self, note: Note, trace: Trace) -> list[Term]:
-        """The terms of a note, in a thread of its own; nothing is traced."""
-        return await asyncio.to_thread(self.extract, note)
+    async def analyze(self, note: Note, trace: Trace) -> tuple[list[Term], list[Finding]]:
+        """See `agents.analyze.Analyzer.analyze`. Its thread ends soon after a cancellation."""
+        cancelled = threading.Event()
+
+        def check(done: int, total: int) -> None:
+            if cancelled.is_set():
+                raise asyncio.CancelledError
+
+        try:
+            return await asyncio.to_thread(self.extract, note, check), []
+        finally:
+            cancelled.set()
 
     def extract(self, note: Note, progress: Callable[[int, int], None] | None = None) -> list[Term]:
         """The terms of a note in order; those that are sentences come last.

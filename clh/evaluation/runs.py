@@ -4,7 +4,6 @@ import argparse
 import hashlib
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -14,6 +13,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from clh.errors import ClhError, InputError
+from clh.files import atomic_write
 
 RecipeT = TypeVar("RecipeT", bound=BaseModel)
 
@@ -135,19 +135,7 @@ def fingerprint(values: object) -> str:
 
 def write(file: Path, text: str) -> None:
     """Write a file whole or not at all."""
-    partial = file.with_name(file.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(file)
-
-
-def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
-    """Put what `write` writes in the place of `folder`, whole or not at all."""
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
-    partial.mkdir(parents=True)
-    write(partial)
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
+    atomic_write(file, text)
 
 
 def _git(*arguments: str) -> str:

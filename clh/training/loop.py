@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from clh.evaluation import runs
+from clh.files import write_folder
 from clh.models import weights
 
 if TYPE_CHECKING:
@@ -127,7 +128,7 @@ def train(
             self._log.append({"epoch": epoch, **means, **scores, "seconds": seconds})
             tqdm.write(json.dumps({k: round(v, 4) for k, v in self._log[-1].items()}))
             if epoch and scores[BEST] == max(one[BEST] for one in self._log[1:]):
-                runs.write_folder(folder / "best", save)
+                write_folder(folder / "best", save)
             runs.write(folder / _LOG, "".join(json.dumps(one) + "\n" for one in self._log))
             self._started = time.perf_counter()
 

@@ -27,6 +27,7 @@ from clh.errors import InputError, ModelError
 from clh.evaluation import metrics, runs
 from clh.evaluation.metrics import Scored
 from clh.evaluation.stages import CUTOFFS
+from clh.files import write_folder
 from clh.icd.index import IndexTerm
 from clh.icd.tabular import CodeSystem
 from clh.models import weights
@@ -265,11 +266,11 @@ class Training:
             )
             (to / _STATE).write_text(json.dumps(log), encoding="utf-8")
 
-        runs.write_folder(folder, write)
+        write_folder(folder, write)
 
     def export(self, folder: Path) -> None:
         """Write the towers as they ship: float16."""
-        runs.write_folder(folder, lambda to: self._encoder.save(to, torch.float16))
+        write_folder(folder, lambda to: self._encoder.save(to, torch.float16))
 
     def restore(self, folder: Path) -> list[dict[str, float]]:
         """Go on from a checkpoint, whose weights the encoder has; returns the epochs so far."""

@@ -1,5 +1,6 @@
 """Analyze by retrieval reads long notes in pieces, stops when told to, embeds what may matter."""
 
+import asyncio
 import itertools
 import time
 from collections.abc import Callable, Sequence
@@ -9,10 +10,11 @@ from hypothesis import given
 
 from agents.analyze import retrieval
 from agents.analyze.retrieval import RetrievalAnalyzer
+from agents.node import Trace
 from clh.models.embedder import Vectors
 from clh.schema import Note, Term
 from tests.agents.test_analyze import NOTES
-from tests.conftest import MakeContext
+from tests.conftest import MakePipeline
 from tests.fakes import ToyTower
 
 
@@ -37,13 +39,13 @@ MakeAnalyzer = Callable[[], tuple[RetrievalAnalyzer, CountingTower]]
 
 
 @pytest.fixture(scope="session")
-def analyzer(context: MakeContext) -> MakeAnalyzer:
+def analyzer(make_toy: MakePipeline) -> MakeAnalyzer:
     """An analyzer over the toy code system, and its tower."""
-    toy = context()
+    toy = make_toy()
 
     def make() -> tuple[RetrievalAnalyzer, CountingTower]:
         tower = CountingTower()
-        made = RetrievalAnalyzer(toy.settings.analyze, toy.reader, tower, toy.index, None)
+        made = RetrievalAnalyzer(toy.settings.analyze.retrieval, toy.reader, tower, toy.index, None)
         return made, tower
 
     return make
@@ -138,3 +140,17 @@ def test_no_text_takes_long_or_is_copied_often(analyzer: MakeAnalyzer, text: str
     assert time.process_time() - started < 30  # it takes 1 s
     assert terms
     assert max(len(term.sentence.text) for term in terms) < 40_000
+
+
+async def test_a_cancelled_note_is_not_read_on(analyzer: MakeAnalyzer) -> None:
+    made, tower = analyzer()
+    note = Note(id="n", text="".join(f"Cough {day} times. " for day in range(20_000)))
+    reading = asyncio.create_task(made.analyze(note, Trace()))
+    while not tower.calls:
+        await asyncio.sleep(0.01)
+    reading.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await reading
+    calls = len(tower.calls)
+    await asyncio.sleep(1)
+    assert len(tower.calls) <= calls + 1
