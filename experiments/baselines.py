@@ -505,8 +505,7 @@ def _reader() -> "Reader":
 
 @cache
 def _split(text: str) -> tuple[str, ...]:
-    sentences = _reader().sentences(text)
-    return tuple(one.tokens.text for one in sentences if one.section != "skip")
+    return tuple(sentence.text for sentence in _reader().sentences(text))
 
 
 def _sentences(example: "Example") -> tuple[str, ...]:

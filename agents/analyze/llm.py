@@ -49,7 +49,7 @@ class LlmAnalyzer:
 
         All windows of a note are one call. Raises ReplyError if no reply can be used.
         """
-        sentences = self._reader.sentences(note.text)
+        sentences = self._reader.all_sentences(note.text)
         windows = list(split_windows(sentences, self._settings.window_words))
         passages = [passage_of(note, window) for window in windows]
         questions = [
@@ -92,50 +92,50 @@ class LlmAnalyzer:
             if quote is None:
                 trace.drop(f"window {passage.start}:{passage.end}", "a quote is not in the note")
                 continue
-            sentence = next(one for one in window if one.tokens.end_char > quote.start)
+            sentence = next(one for one in window if one.end > quote.start)
             # A quote may begin in a heading, or run on into the next sentence.
-            start = min(sentence.tokens.start_char, quote.start)
-            end = max(sentence.tokens.end_char, quote.end)
+            start = min(sentence.start, quote.start)
+            end = max(sentence.end, quote.end)
             yield Term(
                 quote=quote,
                 sentence=note.span(start, end),
                 lead_term=term.lead_term,
-                status=reconcile_status(term.status, quote, sentence, self._reader),
+                status=reconcile_status(term.status, quote, sentence),
                 reason=sentence.section == "reason",
             )
 
 
-def reconcile_status(status: Status, quote: Span, sentence: Sentence, reader: Reader) -> Status:
+def reconcile_status(status: Status, quote: Span, sentence: Sentence) -> Status:
     """The model's status, unless it affirms what the reader's rules find denied or another's.
 
     A small model overlooks "no evidence of"; the rules do not.
     """
-    whole = sentence.tokens
-    end = min(quote.end, whole.end_char)
-    tokens = whole.doc.char_span(quote.start, end, alignment_mode="expand")
-    if status != "affirmed" or tokens is None or tokens.start < whole.start:
+    if status != "affirmed" or quote.start < sentence.start:
         return status
-    [by_rules] = reader.statuses([(sentence, tokens)])
-    return by_rules
+    return sentence.mention(quote.start, min(quote.end, sentence.end)).status
 
 
 def split_windows(sentences: Iterable[Sentence], words: int) -> Iterator[list[Sentence]]:
-    """The sentences in windows of at most `words`; a longer sentence has a window of its own."""
+    """All sentences of a note but the skipped ones, in windows of at most `words`.
+
+    A longer sentence has a window of its own, and none goes on after sentences that are skipped.
+    """
     window: list[Sentence] = []
     length = 0
     for sentence in sentences:
-        if window and length + len(sentence.tokens) > words:
+        if window and (sentence.is_skipped or length + len(sentence.tokens) > words):
             yield window
             window, length = [], 0
-        window.append(sentence)
-        length += len(sentence.tokens)
+        if not sentence.is_skipped:
+            window.append(sentence)
+            length += len(sentence.tokens)
     if window:
         yield window
 
 
 def passage_of(note: Note, window: list[Sentence]) -> Span:
     """The stretch of the note from a window's first sentence to its last."""
-    return note.span(window[0].tokens.start_char, window[-1].tokens.end_char)
+    return note.span(window[0].start, window[-1].end)
 
 
 def locate_quote(note: Note, passage: Span, quote: str, occurrence: int = 0) -> Span | None:

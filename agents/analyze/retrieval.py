@@ -1,30 +1,33 @@
-"""Terms found by retrieval: the spans of each sentence that lie close to the code system."""
+"""Terms found by retrieval: the spans of each sentence that lie closest to the code system."""
 
 import asyncio
+import threading
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
-
-from spacy.tokens import Span as Tokens
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from agents.node import Trace
 from clh.config import RetrievalAnalysis
-from clh.document.reader import Reader, Sentence
+from clh.document.reader import Mention, Reader, Sentence
 from clh.models.embedder import Tower
 from clh.retrieval.index import CodeIndex, Hit
 from clh.retrieval.lexical import content_words, expand
 from clh.retrieval.prior import Prior
-from clh.schema import Finding, Note, Span, Status, Term
-
-Mention = tuple[Sentence, Tokens]
+from clh.schema import Finding, Note, Status, Term
 
 # A history is looked up as such: the book has codes for it, and they are not the disease's.
 _HISTORY = {"historical": "Personal history of", "family": "Family history of"}
-_JOINERS = frozenset("-'/\u2019")  # punctuation inside a mention: "X-ray", "Crohn's", "and/or"
+_JOINERS = frozenset("-'/")  # punctuation inside a mention: "X-ray", "and/or"
 _LONGEST_WORD = 40  # characters; longer ones are data, not words
+_WINDOW = 1_000  # tokens whose spans are embedded at once: some hundred texts
+_KEPT_SCORES = 50_000  # spans of a note whose scores are kept for when they come again
 
 
 class RetrievalAnalyzer:
-    """Takes spans of a sentence for mentions of the texts of the code system next to them."""
+    """Finds the terms that lie close to some text of the code system, or that a corpus codes.
+
+    If the settings say so, each sentence as a whole is a term, too: no span of "weak and unsteady
+    since the operation" means what all of it does.
+    """
 
     def __init__(
         self,
@@ -34,160 +37,198 @@ class RetrievalAnalyzer:
         index: CodeIndex,
         prior: Prior | None,
     ) -> None:
-        """Search `index` for spans; `prior` adds those that a corpus's annotators coded."""
-        self.id = f"{embedder.id} + negspacy"
-        self._settings, self._reader, self._embedder = settings, reader, embedder
-        self._index, self._prior = index, prior
+        """Take what to read and search with; `embedder` is the tower of queries."""
+        self.id = f"{embedder.id} + context rules"
+        self._settings, self._reader, self._prior = settings, reader, prior
+        self._embedder, self._index = embedder, index
+        self._vague_words = frozenset().union(*map(content_words, reader.vague))
 
     async def analyze(self, note: Note, trace: Trace) -> tuple[list[Term], list[Finding]]:
-        """See `agents.analyze.Analyzer.analyze`."""
-        return await asyncio.to_thread(self.extract, note), []
+        """See `agents.analyze.Analyzer.analyze`. Its thread ends soon after a cancellation."""
+        cancelled = threading.Event()
 
-    def extract(self, note: Note) -> list[Term]:
-        """The terms whose words lie close to some text of the code system, or that a corpus codes.
+        def check(done: int, total: int) -> None:
+            if cancelled.is_set():
+                raise asyncio.CancelledError
 
-        If the settings ask for it, each sentence is a term as a whole, too: no span of "weak and
-        unsteady since the operation" means what all of it does.
+        try:
+            return await asyncio.to_thread(self.extract, note, check), []
+        finally:
+            cancelled.set()
+
+    def extract(self, note: Note, progress: Callable[[int, int], None] | None = None) -> list[Term]:
+        """The terms of a note in order; those that are sentences come last.
+
+        `progress` is called with the characters read so far and their total; what it raises stops
+        the work.
         """
-        settings, reader = self._settings, self._reader
-        sentences = [
-            sentence for sentence in reader.sentences(note.text) if sentence.section != "skip"
-        ]
-        mentions = [
-            (sentence, tokens)
-            for sentence in sentences
-            for tokens in generate_spans(sentence.tokens, settings.span_words, reader)
-            if _squeezed(tokens) not in reader.never
-        ]
-        texts = sorted({expand(_squeezed(tokens)) for _, tokens in mentions})
-        near = self._index.nearest(
-            self._embedder.encode(texts), settings.neighbours, settings.shortlist
-        )
-        scores = {
-            text: max([self.prior_score(text), *(self.span_score(text, hit) for hit in hits)])
-            for text, hits in zip(texts, near, strict=True)
-        }
-        scored = [(mention, scores[expand(_squeezed(mention[1]))]) for mention in mentions]
-        best = select_spans(scored)
-        terms = [
-            _term(note, sentence, tokens, status)
-            for (sentence, tokens), status in zip(best, reader.statuses(best), strict=True)
-        ]
-        return [*terms, *self.sentence_terms(note, sentences)] if settings.sentences else terms
+        sentences = self._reader.sentences(note.text)
+        terms: list[Term] = []
+        scores: dict[str, float] = {}
+        for window in _windows(sentences):
+            if len(scores) > _KEPT_SCORES:
+                scores.clear()
+            terms += [_term(note, mention) for mention in self._select(window, scores)]
+            if progress is not None:
+                progress(window[-1].end, len(note.text))
+        return [*terms, *sentence_terms(note, sentences)] if self._settings.sentences else terms
 
-    def sentence_terms(self, note: Note, sentences: Iterable[Sentence]) -> list[Term]:
-        """Each sentence as one term, affirmed only if every word of it is."""
-        terms = []
-        for sentence in sentences:
-            tokens = sentence.tokens
-            words = [
-                (sentence, tokens.doc[token.i : token.i + 1])
-                for token in tokens
-                if _is_word(token.text)
-            ]
-            statuses = self._reader.statuses(words)
-            status: Status = next((found for found in statuses if found != "affirmed"), "affirmed")
-            term = _term(note, sentence, tokens, status)
-            terms.append(term.model_copy(update={"is_sentence": True}))
-        return terms
+    def _select(self, sentences: Sequence[Sentence], scores: dict[str, float]) -> list[Mention]:
+        """The best mentions of some sentences; `scores` of texts are looked up, and added to."""
+        spans = [
+            (mention, expand(text))
+            for sentence in sentences
+            for mention in generate_spans(sentence, self._settings.span_words, self._reader)
+            if (text := mention.text.lower()) not in self._reader.vague
+        ]
+        scores.update(self._score({text for _, text in spans if text not in scores}))
+        by_sentence: defaultdict[int, list[tuple[Mention, float]]] = defaultdict(list)
+        for mention, text in spans:
+            by_sentence[mention.sentence.start].append((mention, scores[text]))
+        return [mention for scored in by_sentence.values() for mention in select_spans(scored)]
+
+    def _score(self, texts: Iterable[str]) -> dict[str, float]:
+        """The score of each text: how much is gained by taking it for a mention; 0 if nothing."""
+        scores = {text: max(0.0, self.prior_score(text)) for text in texts}
+        close = sorted(filter(self._may_be_close, scores))
+        hits = self._index.nearest(
+            self._embedder.encode(close), self._settings.neighbours, self._settings.shortlist
+        )
+        for text, near in zip(close, hits, strict=True):
+            scores[text] = max([scores[text], *(self.span_score(text, hit) for hit in near)])
+        return scores
+
+    def _may_be_close(self, text: str) -> bool:
+        """Whether the code system has a text with half of the words, without embedding it.
+
+        Of the spans that lie close to a text that shares fewer of their words, hardly one is ever
+        selected: a shorter one around the shared words lies closer.
+        """
+        shared = self._index.lexicon.most_shared(text)
+        return shared > 0 and 2 * shared >= len(content_words(text))
 
     def span_score(self, text: str, hit: Hit) -> float:
-        """The score of a span that lies close to `hit`; only positive spans can be selected.
+        """How much is gained by taking `text` for a mention of what `hit` names; nothing below 0.
 
-        (closeness - min_closeness) * shared words ** length_weight: "right knee pain" beats "right
-        knee" and "pain" together, and "pneumonia" a longer span around it.
+        By how much their closeness exceeds the minimum, times a power of the number of words they
+        share: "right knee pain" beats "right knee" and "pain" together, and "pneumonia" a stretch
+        of words around it.
         """
         settings = self._settings
         shared = content_words(text) & content_words(hit.text)
-        if shared and shared <= self._reader.never_words:
+        if shared and shared <= self._vague_words:
             return 0.0
         # A text that says more is less close: "right knee" is near to every ill of it.
-        closeness = hit.score * (1 + self._index.lexicon.coverage(hit.text, by=text)) / 2
+        coverage = self._index.lexicon.coverage(hit.text, by=text)
+        closeness = hit.score * (1 + coverage) / 2
         gain: float = max(1, len(shared)) ** settings.length_weight
         return (closeness - settings.min_closeness) * gain
 
     def prior_score(self, text: str) -> float:
-        """The score of a span that the corpus's annotators coded, as `span_score`."""
+        """How much is gained by taking `text` for a mention that the corpus's annotators coded."""
         if self._prior is None:
             return 0.0
-        settings = self._settings
-        gain: float = max(1, len(content_words(text))) ** settings.length_weight
-        return (self._prior.precedents.share(text) - settings.min_precedent) * gain
+        gain: float = max(1, len(content_words(text))) ** self._settings.length_weight
+        return (self._prior.precedents.share(text) - self._settings.min_precedent) * gain
 
 
-def generate_spans(sentence: Tokens, longest: int, reader: Reader) -> Iterator[Tokens]:
-    """All stretches of up to `longest` words that begin and end with a word that says something.
+def sentence_terms(note: Note, sentences: Iterable[Sentence]) -> list[Term]:
+    """Each sentence as one term, affirmed only if every word of it is."""
+    terms = []
+    for sentence in sentences:
+        statuses = (
+            sentence.status(place, place)
+            for place, token in enumerate(sentence.tokens)
+            if _is_word(token.text)
+        )
+        status: Status = next((one for one in statuses if one != "affirmed"), "affirmed")
+        whole = Mention(sentence, 0, len(sentence.tokens) - 1)
+        terms.append(_term(note, whole, status).model_copy(update={"is_sentence": True}))
+    return terms
 
-    Function words say nothing, nor do the reader's `edges`, which speak about a mention; none
+
+def generate_spans(sentence: Sentence, longest: int, reader: Reader) -> Iterator[Mention]:
+    """All stretches of up to `longest` words that begin and end with a content word.
+
+    Function words are none, nor are the reader's `edges`, which speak about a mention; no span
     reaches across its `breaks`, which may turn what follows.
     """
-
-    def says_something(text: str) -> bool:
-        return bool(content_words(text)) and text.lower() not in reader.edges
-
-    for first in sentence:
-        if not (_is_word(first.text) and says_something(first.text)):
+    words = [token.text.lower() for token in sentence.tokens]
+    are_words = list(map(_is_word, words))
+    may_end = [
+        is_word and word not in reader.edges and bool(content_words(word))
+        for word, is_word in zip(words, are_words, strict=True)
+    ]
+    for first, begins in enumerate(may_end):
+        if not begins:
             continue
-        words = 0
-        for last in sentence[first.i - sentence.start :]:
-            if last.is_space:
-                continue
-            if not _is_word(last.text):
-                if last.text in _JOINERS:
+        length = 0
+        for last in range(first, len(words)):
+            if not are_words[last]:
+                if words[last] in _JOINERS:
                     continue
                 break
-            words += 1
-            if words > longest or last.lower_ in reader.breaks:
+            length += 1
+            if length > longest or words[last] in reader.breaks:
                 break
-            if says_something(last.text):
-                yield sentence.doc[first.i : last.i + 1]
+            if may_end[last]:
+                yield Mention(sentence, first, last)
 
 
 def select_spans(scored: Iterable[tuple[Mention, float]]) -> list[Mention]:
-    """The non-overlapping mentions with the highest total score: weighted interval scheduling."""
-    by_end: defaultdict[int, list[tuple[float, Mention]]] = defaultdict(list)
-    for mention, gain in scored:
-        if gain > 0:
-            by_end[mention[1].end].append((gain, mention))
-    totals = [0.0]  # of the best choice among the mentions that end by each token
-    choices: list[Mention | None] = [None]
-    for end in range(1, max(by_end, default=0) + 1):
+    """The mentions of a sentence, none overlapping, with the highest sum of positive scores.
+
+    Weighted interval scheduling (Kleinberg and Tardos, Algorithm Design, 6.1).
+    """
+    by_last: defaultdict[int, list[tuple[float, Mention]]] = defaultdict(list)
+    for mention, score in scored:
+        if score > 0:
+            by_last[mention.last].append((score, mention))
+    totals = [0.0]  # of the best choice among the mentions that end before each token
+    choices: list[Mention | None] = []
+    for last in range(max(by_last, default=-1) + 1):
         total, choice = totals[-1], None
-        for gain, mention in by_end[end]:
-            if totals[mention[1].start] + gain > total:
-                total, choice = totals[mention[1].start] + gain, mention
+        for score, mention in by_last[last]:
+            if totals[mention.first] + score > total:
+                total, choice = totals[mention.first] + score, mention
         totals.append(total)
         choices.append(choice)
     chosen: list[Mention] = []
-    end = len(choices) - 1
-    while end > 0:
-        choice = choices[end]
-        if choice is None:
-            end -= 1
-        else:
+    last = len(choices) - 1
+    while last >= 0:
+        choice = choices[last]
+        if choice is not None:
             chosen.append(choice)
-            end = choice[1].start
+        last = choice.first - 1 if choice is not None else last - 1
     return chosen[::-1]
 
 
-def _term(note: Note, sentence: Sentence, tokens: Tokens, status: Status) -> Term:
-    mention = expand(_squeezed(tokens))
+def _windows(sentences: Iterable[Sentence]) -> Iterator[list[Sentence]]:
+    """The sentences in groups of some `_WINDOW` tokens."""
+    window: list[Sentence] = []
+    tokens = 0
+    for sentence in sentences:
+        window.append(sentence)
+        tokens += len(sentence.tokens)
+        if tokens >= _WINDOW:
+            yield window
+            window, tokens = [], 0
+    if window:
+        yield window
+
+
+def _term(note: Note, mention: Mention, status: Status | None = None) -> Term:
+    """The term of a mention; its status is what the sentence says, unless it is given."""
+    sentence, status = mention.sentence, status or mention.status
+    text = expand(mention.text.lower())
     return Term(
-        quote=_span(note, tokens),
-        sentence=_span(note, sentence.tokens),
-        lead_term=f"{_HISTORY[status]} {mention}" if status in _HISTORY else mention,
+        quote=note.span(mention.start, mention.end),
+        sentence=note.span(sentence.start, sentence.end),
+        lead_term=f"{_HISTORY[status]} {text}" if status in _HISTORY else text,
         status=status,
         reason=sentence.section == "reason",
     )
 
 
-def _span(note: Note, tokens: Tokens) -> Span:
-    return note.span(tokens.start_char, tokens.end_char)
-
-
-def _squeezed(tokens: Tokens) -> str:
-    return " ".join(tokens.text.lower().split())
-
-
 def _is_word(text: str) -> bool:
-    return any(map(str.isalnum, text)) and len(text) <= _LONGEST_WORD
+    return len(text) <= _LONGEST_WORD and any(map(str.isalnum, text))

@@ -187,7 +187,7 @@ def _data_sha256(examples: Sequence[Example]) -> str:
 
 
 def _versions() -> dict[str, str]:
-    return {name: version(name) for name in ("clh", "torch", "transformers", "faiss-cpu", "spacy")}
+    return {name: version(name) for name in ("clh", "torch", "transformers", "faiss-cpu")}
 
 
 def _load(settings: Settings) -> Pipeline:

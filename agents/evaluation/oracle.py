@@ -111,7 +111,7 @@ def _sentence_input(example: Example, pipeline: Pipeline) -> Input:
     """Every sentence of the note as a term: what locate finds without any analyze."""
     note = example.note
     sentences = pipeline.reader.sentences(note.text)
-    spans = [note.span(one.tokens.start_char, one.tokens.end_char) for one in sentences]
+    spans = [note.span(sentence.start, sentence.end) for sentence in sentences]
     return {"terms": _terms(note, spans)}
 
 

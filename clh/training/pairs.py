@@ -52,9 +52,10 @@ def sentence_pairs(
         ]
         pairs = []
         for sentence in reader.sentences(note.text):
-            start, end = sentence.tokens.start_char, sentence.tokens.end_char
-            codes = frozenset(code for at, to, code in marks if at < end and start < to)
-            pairs.append(Pair((query(sentence.tokens.text),), codes))
+            codes = frozenset(
+                code for start, end, code in marks if start < sentence.end and sentence.start < end
+            )
+            pairs.append(Pair((query(sentence.text),), codes))
         documents.append(pairs)
     return documents
 

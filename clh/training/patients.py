@@ -200,7 +200,7 @@ def _rows(file: Path, shape: type[_Row]) -> Iterator[tuple[str, _Row]]:
 def note_vectors(notes: Sequence[str], tower: Tower) -> Tensor:
     """One row per note, the normalised mean of its sentences' vectors; 0 where nothing is said."""
     reader = Reader()
-    sentences = [[one.tokens.text for one in reader.sentences(note)] for note in notes]
+    sentences = [[sentence.text for sentence in reader.all_sentences(note)] for note in notes]
     encoded = torch.from_numpy(tower.encode([text for note in sentences for text in note]))
     parts = encoded.split_with_sizes([len(note) for note in sentences])
     return normalize(torch.stack([part.sum(dim=0) for part in parts]), dim=1)

@@ -126,8 +126,8 @@ class Retriever:
         """
         note, system = example.note, self._system
         sentences = [
-            note.span(one.tokens.start_char, one.tokens.end_char)
-            for one in self._reader.sentences(note.text)
+            note.span(sentence.start, sentence.end)
+            for sentence in self._reader.sentences(note.text)
         ]
         if not sentences:
             raise InputError(f"{example.id} says nothing: leave it out")

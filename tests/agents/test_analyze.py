@@ -238,6 +238,16 @@ async def test_windows_hold_whole_sentences_and_leave_none_out(
     assert len(held) == 30 if words < 10 else len(held) < 30
 
 
+async def test_sections_that_name_no_diagnosis_are_not_shown(make_toy: MakePipeline) -> None:
+    text = "ASSESSMENT:\nCough.\n\nMEDICATIONS:\n- metformin\n\nPLAN:\nRest. See him soon."
+    model = QueuedModel([replies()] * 2)
+    await run_step("analyze", make_toy(model, analyze=LLM), Note(id="n", text=text))
+    shown = [messages[-1]["content"] for messages in model.chats]
+    assert ["Cough." in passage for passage in shown] == [True, False]
+    assert ["Rest. See him soon." in passage for passage in shown] == [False, True]
+    assert not any("metformin" in passage for passage in shown)
+
+
 @given(text=NOTES, before=st.text(max_size=9), data=st.data())
 def test_any_whole_words_of_a_passage_are_located_whatever_their_white_space(
     text: str, before: str, data: st.DataObject
