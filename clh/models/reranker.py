@@ -47,8 +47,8 @@ def load_crossencoder(name: str, settings: Settings) -> CrossEncoder:
     """The cross-encoder whose weights `name` names, as in `clh.models.resolve`."""
     folder = weights.resolve(name, settings.cache_dir)
     model, tokenizer = open_crossencoder(folder, weights.fast_dtype("cpu"))
-    named, verify = weights.model_id(name, folder), settings.verify
-    return CrossEncoder(model, tokenizer, named, verify.max_tokens, verify.batch)
+    named, reranking = weights.model_id(name, folder), settings.verify.reranking
+    return CrossEncoder(model, tokenizer, named, reranking.max_tokens, reranking.batch)
 
 
 def open_crossencoder(

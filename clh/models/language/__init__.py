@@ -16,10 +16,11 @@ from clh.models.language.base import (
     with_thinking,
 )
 from clh.models.language.local import LocalModel
-from clh.models.language.server import LangChainModel, connect
+from clh.models.language.server import NO_KEY, LangChainModel, connect
 
 __all__ = [
     "MAX_THOUGHT",
+    "NO_KEY",
     "LangChainModel",
     "LanguageModel",
     "LocalModel",

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from contextvars import Context
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 from clh.errors import ClhError, InputError, ReplyError, ServerError, requires_extra
 from clh.models.language.base import Messages, Reply, SchemaT
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from langchain_core.language_models import BaseChatModel
     from langchain_core.messages import AIMessage
 
+NO_KEY = "none"  # what is sent to a server that needs no key
 _LONGEST_WAIT = 8.0  # seconds between two attempts
 # Refusals that may pass, as do all errors of the server's own.
 _PASSING = {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.CONFLICT, HTTPStatus.TOO_MANY_REQUESTS}
@@ -217,7 +218,7 @@ def connect(
     base_url: str,
     model: str,
     *,
-    api_key: str = "none",
+    api_key: str = NO_KEY,
     timeout: float = 60.0,
     retries: int = 2,
     max_tokens: int = 1024,
@@ -227,7 +228,8 @@ def connect(
     The environment's proxies are used, but not for a server on this machine.
 
     Args:
-        base_url: for example `http://localhost:8000/v1`.
+        base_url: for example `http://localhost:8000/v1`; a user name and password in it are sent by
+            HTTP's basic authentication instead of the key, and shown nowhere.
         model: its name there.
         api_key: local servers take any.
         timeout: see `LangChainModel`.
@@ -235,24 +237,35 @@ def connect(
         max_tokens: the length after which a reply counts as cut off.
 
     Raises:
-        InputError: `base_url` is not the address of a server, or holds a password.
+        InputError: `base_url` is not the address of a server, or holds a password beside a key.
         ModelError: an extra is not installed.
 
     """
-    address, host = _parse(base_url)
     with requires_extra("server"):
         import openai
         from langchain_openai import ChatOpenAI
     from pydantic import SecretStr
 
+    url = _parse(base_url)
+    address = url.netloc.rpartition("@")[2]
+    password = None
+    if address != url.netloc:
+        if api_key != NO_KEY:
+            raise InputError(
+                "llm.base_url holds a password, so llm.api_key cannot be sent: unset one"
+            )
+        password = unquote(url.username or ""), unquote(url.password or "")
+    host = url.hostname or ""
+    pattern = f"all://[{host}]" if ":" in host else f"all://{host}"
     client = openai.DefaultAsyncHttpxClient(
-        mounts={f"all://{host}": None} if _is_loopback(host.strip("[]")) else None,
+        auth=password,
+        mounts={pattern: None} if _is_loopback(host) else None,
         follow_redirects=False,  # to where nobody was told that notes go
         # Open connections belong to an event loop, and the next call may come from another.
         headers={"Connection": "close"},
     )
     chat = ChatOpenAI(
-        base_url=base_url,
+        base_url=url._replace(netloc=address).geturl(),
         model=model,
         api_key=SecretStr(api_key),
         timeout=timeout,
@@ -270,24 +283,15 @@ def connect(
     )
 
 
-def _parse(base_url: str) -> tuple[str, str]:
-    """Host and port of a server, to be shown, and the host alone."""
+def _parse(base_url: str) -> SplitResult:
     try:
         url = urlsplit(base_url)
-        port = url.port
+        sound = url.scheme in {"http", "https"} and url.hostname and url.port != 0
     except ValueError:
-        url, port = urlsplit(""), None
-    if url.scheme not in {"http", "https"} or not url.hostname:
-        raise InputError(
-            "llm.base_url is not an address like http://localhost:8000/v1: set it anew"
-        )
-    if url.username is not None or url.password is not None:
-        raise InputError(
-            "llm.base_url must not hold a password, because it is kept with every run: take it "
-            "out, and set llm.api_key"
-        )
-    host = f"[{url.hostname}]" if ":" in url.hostname else url.hostname
-    return (f"{host}:{port}" if port else host), host
+        sound = False
+    if not sound:  # it may hold a password, and is not quoted
+        raise InputError("llm.base_url is not a URL like http://localhost:8000/v1: set it anew")
+    return url
 
 
 def _is_loopback(host: str) -> bool:
