@@ -13,7 +13,7 @@ from langgraph.runtime import Runtime
 
 import prompts
 from agents.context import Context, default_context
-from clh.audit import Exchange
+from clh.audit import Dropped, Exchange
 from clh.errors import ClhError, ReplyError
 from clh.models.language import Message
 from clh.schema import (
@@ -24,6 +24,7 @@ from clh.schema import (
     CodedNote,
     Finding,
     Note,
+    Span,
     Term,
     Verdict,
 )
@@ -61,15 +62,16 @@ class Trace:
     """What an agent said to its model and heard, and what it left out and why."""
 
     exchanges: list[Exchange] = field(default_factory=list)
-    dropped: list[str] = field(default_factory=list)
+    dropped: list[Dropped] = field(default_factory=list)
 
     def heard(self, task: str, raw: str) -> None:
         """Keep a model's reply, however bad."""
         self.exchanges.append(Exchange(prompt_sha256=prompts.sha256(task), reply=raw))
 
-    def drop(self, what: str, why: str) -> None:
-        """Keep the reason for leaving something out; `what` must not quote the note."""
-        self.dropped.append(f"{what}: {why}")
+    def drop(self, reason: str, place: Span | None = None, code: str | None = None) -> None:
+        """Keep the reason, one word, for leaving out a code or a place in the note."""
+        start, end = (None, None) if place is None else (place.start, place.end)
+        self.dropped.append(Dropped(reason, code, start, end))
 
 
 def conversation(task: str, **values: Any) -> list[Message]:

@@ -193,12 +193,12 @@ async def ask(note: Note, context: Context, trace: Trace) -> list[Term]:
     for window, passage, reply in zip(read, passages, replies, strict=True):
         trace.heard("analyze", reply.raw)
         if isinstance(reply, ReplyError):
-            trace.drop(f"window {passage.start}:{passage.end}", "the model's reply is not usable")
+            trace.drop("unusable_reply", passage)
             continue
         for quoted in reply.value.terms:
             quote = find(note, passage, quoted.quote)
             if quote is None:
-                trace.drop(f"window {passage.start}:{passage.end}", "a quote is not in the note")
+                trace.drop("quote_not_in_note", passage)
                 continue
             within = next(s for s in window if s.tokens.end_char > quote.start)
             # A quote may begin in a heading, or run on into the next sentence.

@@ -120,7 +120,7 @@ def obey(
     )
     codes, changes = resolve(Claim(by_code, context.book, encounter), support)
     for code in by_code.keys() - set(codes):
-        trace.drop(code, next(one.message for one in changes if code in one.codes))
+        trace.drop(next(one.rule for one in changes if code in one.codes), code=code)
     left = check(Claim(codes, context.book, encounter))
     return [by_code[code] for code in codes], [*changes, *left]
 
@@ -133,14 +133,13 @@ def counts(term: Term, code: str, context: Context, trace: Trace) -> bool:
     chapter 21 alone (I.C.21.c.4).
     """
     settings = context.settings
-    place = f"{term.quote.start}:{term.quote.end}"
     title = context.system[code].title.lower()
     as_history = term.status in _HISTORY and _HISTORY[term.status] in title
     stands = {"affirmed", "uncertain"} if settings.rules.setting == "inpatient" else {"affirmed"}
     if settings.policy == "encounter" and term.status not in stands and not as_history:
-        trace.drop(code, f"{term.status} at {place}")
+        trace.drop(term.status, term.quote, code)
     elif completed(code, context.system) is None:
-        trace.drop(code, f"not billable, and the note says no more at {place}")
+        trace.drop("not_billable", term.quote, code)
     else:
         return True
     return False

@@ -29,8 +29,7 @@ async def verify(state: State, context: Context, trace: Trace) -> dict[str, Any]
     for term, before, after in zip(terms, state["candidates"], candidates, strict=True):
         for candidate in before:
             if candidate not in after:
-                place = f"{term.quote.start}:{term.quote.end}"
-                trace.drop(candidate.code, f"the other side than the note says at {place}")
+                trace.drop("other_side", term.quote, candidate.code)
     if context.settings.verify.source == "llm":
         return {"verdicts": await ask(terms, candidates, context, trace)}
     return {"verdicts": await asyncio.to_thread(judge, terms, candidates, context)}
