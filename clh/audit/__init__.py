@@ -12,6 +12,7 @@ import re
 import secrets
 import sqlite3
 import stat
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -88,7 +89,7 @@ class Record(Protocol):
 class Audit:
     """An append-only database of runs, which threads and processes may share.
 
-    Every call opens and closes the database, and waits while others write. All methods raise
+    Every call has a connection of its own, and waits while others write. All methods raise
     AuditError if the database cannot be read or written.
     """
 
@@ -110,6 +111,11 @@ class Audit:
                 database.execute("PRAGMA journal_mode = WAL")
             self._key = self._read_key(database)
             self._migrate(database)
+            # As long as one connection is open, closing another does not write the whole log back
+            # to the database, which takes longer than all else.
+            held = self._connect()
+            weakref.finalize(self, held.close)
+            _pragma(held, "user_version")
 
     def begin(self, run_id: str, note: Note, settings_hash: str, settings: str) -> None:
         """See `Record.begin`."""
@@ -225,20 +231,25 @@ class Audit:
 
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
-        # Not created here, where it would get the permissions of any file.
-        uri = f"{self.path.absolute().as_uri()}?mode=rw"
         try:
-            with closing(
-                sqlite3.connect(uri, uri=True, timeout=_LOCKED, isolation_level=None)
-            ) as database:
-                database.row_factory = sqlite3.Row
-                database.execute("PRAGMA temp_store = MEMORY")  # no copy in the system's folder
+            with closing(self._connect()) as database:
                 yield database
         except sqlite3.Error as error:
             raise AuditError(
                 f"the audit database {self.path} cannot be used ({error}): "
                 "free disk space, or set data_dir"
             ) from error
+
+    def _connect(self) -> sqlite3.Connection:
+        # Not created here, where it would get the permissions of any file.
+        uri = f"{self.path.absolute().as_uri()}?mode=rw"
+        database = sqlite3.connect(
+            uri, uri=True, timeout=_LOCKED, isolation_level=None, check_same_thread=False
+        )
+        database.row_factory = sqlite3.Row
+        database.execute("PRAGMA temp_store = MEMORY")  # no copy in the system's folder
+        database.execute("PRAGMA synchronous = NORMAL")  # outlives a kill of the process
+        return database
 
     def _make_private(self) -> None:
         """Create the folder and the database for the user alone, or take others' rights away."""
