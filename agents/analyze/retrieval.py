@@ -18,15 +18,17 @@ from clh.schema import Finding, Note, Status, Term
 _HISTORY = {"historical": "Personal history of", "family": "Family history of"}
 _JOINERS = frozenset("-'/")  # punctuation inside a mention: "X-ray", "and/or"
 _LONGEST_WORD = 40  # characters; longer ones are data, not words
-_WINDOW = 1_000  # tokens whose spans are embedded at once: some hundred texts
-_KEPT_SCORES = 50_000  # spans of a note whose scores are kept for when they come again
+_WINDOW = 1_000  # tokens of the sentences whose spans are embedded at once: some 1,000 texts
+_KEPT_SCORES = 50_000  # texts of a note whose scores are remembered
 
 
 class RetrievalAnalyzer:
-    """Finds the terms that lie close to some text of the code system, or that a corpus codes.
+    """Takes spans of a sentence for mentions of the texts of the code system next to them.
 
-    If the settings say so, each sentence as a whole is a term, too: no span of "weak and unsteady
-    since the operation" means what all of it does.
+    A span is scored against the closest texts, and by how often a corpus's annotators coded it; the
+    spans of a sentence with the highest scores together are its terms. If the settings ask for it,
+    each sentence is a term as a whole, too: no span of "weak and unsteady since the operation"
+    means what all of it does.
     """
 
     def __init__(
@@ -37,10 +39,10 @@ class RetrievalAnalyzer:
         index: CodeIndex,
         prior: Prior | None,
     ) -> None:
-        """Take what to read and search with; `embedder` is the tower of queries."""
+        """Search `index` for spans; `prior` adds those that a corpus's annotators coded."""
         self.id = f"{embedder.id} + context rules"
-        self._settings, self._reader, self._prior = settings, reader, prior
-        self._embedder, self._index = embedder, index
+        self._settings, self._reader, self._embedder = settings, reader, embedder
+        self._index, self._prior = index, prior
         self._vague_words = frozenset().union(*map(content_words, reader.vague))
 
     async def analyze(self, note: Note, trace: Trace) -> tuple[list[Term], list[Finding]]:
@@ -57,10 +59,10 @@ class RetrievalAnalyzer:
             cancelled.set()
 
     def extract(self, note: Note, progress: Callable[[int, int], None] | None = None) -> list[Term]:
-        """The terms of a note in order; those that are sentences come last.
+        """The terms of a note in order; those that are sentences come after the others.
 
-        `progress` is called with the characters read so far and their total; what it raises stops
-        the work.
+        The note is read in windows of whole sentences. After each, `progress` is called with the
+        number of characters read and their total; an exception that it raises ends the work.
         """
         sentences = self._reader.sentences(note.text)
         terms: list[Term] = []
@@ -74,7 +76,7 @@ class RetrievalAnalyzer:
         return [*terms, *sentence_terms(note, sentences)] if self._settings.sentences else terms
 
     def _select(self, sentences: Sequence[Sentence], scores: dict[str, float]) -> list[Mention]:
-        """The best mentions of some sentences; `scores` of texts are looked up, and added to."""
+        """The best mentions of some sentences; new scores are added to `scores`, by text."""
         spans = [
             (mention, expand(text))
             for sentence in sentences
@@ -88,48 +90,47 @@ class RetrievalAnalyzer:
         return [mention for scored in by_sentence.values() for mention in select_spans(scored)]
 
     def _score(self, texts: Iterable[str]) -> dict[str, float]:
-        """The score of each text: how much is gained by taking it for a mention; 0 if nothing."""
+        """The best score of each text; 0 for those that are no mention."""
         scores = {text: max(0.0, self.prior_score(text)) for text in texts}
-        close = sorted(filter(self._may_be_close, scores))
+        promising = sorted(filter(self._is_promising, scores))
         hits = self._index.nearest(
-            self._embedder.encode(close), self._settings.neighbours, self._settings.shortlist
+            self._embedder.encode(promising), self._settings.neighbours, self._settings.shortlist
         )
-        for text, near in zip(close, hits, strict=True):
+        for text, near in zip(promising, hits, strict=True):
             scores[text] = max([scores[text], *(self.span_score(text, hit) for hit in near)])
         return scores
 
-    def _may_be_close(self, text: str) -> bool:
-        """Whether the code system has a text with half of the words, without embedding it.
+    def _is_promising(self, text: str) -> bool:
+        """Whether some text of the code system shares half of the words, so that it may lie close.
 
-        Of the spans that lie close to a text that shares fewer of their words, hardly one is ever
-        selected: a shorter one around the shared words lies closer.
+        Embedding is slow, and a longer span around fewer shared words is hardly ever selected: the
+        shorter ones in it lie closer.
         """
         shared = self._index.lexicon.most_shared(text)
         return shared > 0 and 2 * shared >= len(content_words(text))
 
     def span_score(self, text: str, hit: Hit) -> float:
-        """How much is gained by taking `text` for a mention of what `hit` names; nothing below 0.
+        """The score of a span that lies close to `hit`; only positive spans can be selected.
 
-        By how much their closeness exceeds the minimum, times a power of the number of words they
-        share: "right knee pain" beats "right knee" and "pain" together, and "pneumonia" a stretch
-        of words around it.
+        (closeness - min_closeness) * shared words ** length_weight: "right knee pain" beats "right
+        knee" and "pain" together, and "pneumonia" a longer span around it.
         """
         settings = self._settings
         shared = content_words(text) & content_words(hit.text)
         if shared and shared <= self._vague_words:
             return 0.0
         # A text that says more is less close: "right knee" is near to every ill of it.
-        coverage = self._index.lexicon.coverage(hit.text, by=text)
-        closeness = hit.score * (1 + coverage) / 2
+        closeness = hit.score * (1 + self._index.lexicon.coverage(hit.text, by=text)) / 2
         gain: float = max(1, len(shared)) ** settings.length_weight
         return (closeness - settings.min_closeness) * gain
 
     def prior_score(self, text: str) -> float:
-        """How much is gained by taking `text` for a mention that the corpus's annotators coded."""
+        """The score of a span that the corpus's annotators coded, as `span_score`."""
         if self._prior is None:
             return 0.0
-        gain: float = max(1, len(content_words(text))) ** self._settings.length_weight
-        return (self._prior.precedents.share(text) - self._settings.min_precedent) * gain
+        settings = self._settings
+        gain: float = max(1, len(content_words(text))) ** settings.length_weight
+        return (self._prior.precedents.share(text) - settings.min_precedent) * gain
 
 
 def sentence_terms(note: Note, sentences: Iterable[Sentence]) -> list[Term]:
@@ -176,9 +177,9 @@ def generate_spans(sentence: Sentence, longest: int, reader: Reader) -> Iterator
 
 
 def select_spans(scored: Iterable[tuple[Mention, float]]) -> list[Mention]:
-    """The mentions of a sentence, none overlapping, with the highest sum of positive scores.
+    """The non-overlapping mentions of a sentence with the highest total score.
 
-    Weighted interval scheduling (Kleinberg and Tardos, Algorithm Design, 6.1).
+    Weighted interval scheduling (Kleinberg and Tardos, Algorithm Design, section 6.1).
     """
     by_last: defaultdict[int, list[tuple[float, Mention]]] = defaultdict(list)
     for mention, score in scored:

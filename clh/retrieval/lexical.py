@@ -113,7 +113,7 @@ def query(text: str) -> str:
     return expand(" ".join(text.split()))
 
 
-@lru_cache(maxsize=200_000)
+@lru_cache(maxsize=20_000)
 def content_words(text: str) -> frozenset[str]:
     """The stemmed words of a text, less those that carry no content."""
     words = _WORD.findall(text.lower())
@@ -216,7 +216,7 @@ def _synonyms() -> tuple[re.Pattern[str], dict[str, str]]:
     return re.compile(rf"\b(?:{pattern})\b", re.IGNORECASE), synonyms
 
 
-@cache
+@lru_cache(maxsize=50_000)
 def _stem(word: str) -> str:
     return str(_STEMMER.stemWord(word))
 
