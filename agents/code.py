@@ -7,6 +7,7 @@ from langsmith import tracing_context
 from agents.context import Context
 from agents.graph import graph
 from agents.state import Input
+from clh.retrieval.lexical import forget_texts
 from clh.schema import CodedNote, Note
 
 
@@ -19,11 +20,16 @@ async def code(
     """
     # LangGraph would send its traces, and the note with them, to whatever server LANGSMITH_*
     # variables of the user's other projects name. Patient text stays here.
-    with tracing_context(enabled=False):
-        async for step in graph.astream(Input(note=note), context=context, stream_mode="updates"):
-            for name, added in step.items():
-                if on_step is not None:
-                    on_step(name)
-                if name == "finish":
-                    coded: CodedNote = added["coded_note"]
+    try:
+        with tracing_context(enabled=False):
+            async for step in graph.astream(
+                Input(note=note), context=context, stream_mode="updates"
+            ):
+                for name, added in step.items():
+                    if on_step is not None:
+                        on_step(name)
+                    if name == "finish":
+                        coded: CodedNote = added["coded_note"]
+    finally:
+        forget_texts()
     return coded

@@ -1,9 +1,5 @@
 """What the agents work with: settings, code system, index, models. Loaded once per process."""
 
-import hashlib
-import json
-import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Self
@@ -15,45 +11,13 @@ from clh.errors import ClhError, ModelError
 from clh.icd.rules.checks import CodeBook, load_rules
 from clh.icd.tabular import CodeSystem, load_tabular
 from clh.models import language
-from clh.models.embedder import Tower, load_tower
+from clh.models.embedder import Embedder, load_embedder
 from clh.models.language import LanguageModel
-from clh.models.reranker import CrossEncoder, load_crossencoder
-from clh.models.weights import learned
+from clh.models.logistic import Logistic
+from clh.models.reranker import Reranker, load_reranker
 from clh.retrieval.index import CodeIndex, open_index
 from clh.retrieval.prior import Prior
 from clh.schema import Agent
-
-_LEAST = 1e-4  # of a probability
-
-
-@dataclass(frozen=True)
-class Logistic:
-    """A logistic regression on named features, such as those of `agents.verify.features`."""
-
-    id: str
-    intercept: float
-    coefficients: dict[str, float]
-
-    @classmethod
-    def load(cls, name: str) -> Self:
-        """The weights in the folder `name`, or in `clh/weights/<name>`."""
-        folder = learned(name)
-        try:
-            weights = (folder / "model.json").read_bytes()
-            checksum = hashlib.sha256(weights).hexdigest()[:8]
-            return cls(f"{folder.name}@{checksum}", **json.loads(weights))
-        except (OSError, ValueError, TypeError) as error:
-            raise ModelError(f"the weights {name!r} cannot be read: set them anew") from error
-
-    def probability(self, features: Mapping[str, float]) -> float:
-        """The logistic of the weighted features."""
-        total = sum(self.coefficients[name] * value for name, value in features.items())
-        return 1 / (1 + math.exp(-self.intercept - total))
-
-
-def logit(probability: float) -> float:
-    """The log-odds; those of 0 and 1 are large, not infinite."""
-    return math.log((probability + _LEAST) / (1 - probability + _LEAST))
 
 
 @dataclass(frozen=True)
@@ -63,11 +27,11 @@ class Context:
     settings: Settings
     book: CodeBook
     reader: Reader
-    tower: Tower  # of queries
+    tower: Embedder  # of queries
     index: CodeIndex
     prior: Prior | None
     verifier: Logistic
-    encoder: CrossEncoder | None  # of verify
+    encoder: Reranker | None  # of verify
     reading: Logistic | None  # what the encoder says and the verifier, together
     decision: Logistic | None  # of assign
     llm: LanguageModel | None
@@ -88,11 +52,11 @@ class Context:
             settings=settings,
             book=book,
             reader=Reader(),
-            tower=load_tower(settings.towers.query, settings),
+            tower=load_embedder(settings.towers.query, settings),
             index=index,
             prior=Prior.load(prior, index, system) if prior else None,
             verifier=Logistic.load(verify.weights),
-            encoder=load_crossencoder(verify.encoder, settings) if reads else None,
+            encoder=load_reranker(verify.encoder, settings) if reads else None,
             reading=Logistic.load(verify.encoder) if reads else None,
             decision=Logistic.load(settings.assign.weights) if settings.assign.weights else None,
             llm=_load_llm(settings),
@@ -164,5 +128,5 @@ def _load_llm(settings: Settings) -> LanguageModel | None:
         )
     except ImportError as error:
         raise ModelError(
-            f"{error.name} is not installed, which servers need: `pip install 'clh[serve]'`"
+            f"{error.name} is not installed, which servers need: `pip install 'clh[server]'`"
         ) from error

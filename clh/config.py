@@ -49,7 +49,7 @@ class Towers(Section):
     query: str
     code: str
     max_tokens: Positive
-    batch: Positive
+    batch_tokens: Positive
 
 
 class Llm(Section):
@@ -98,7 +98,7 @@ class Verify(Section):
     encoder: str
     codes: Positive
     max_tokens: Positive
-    batch: Positive
+    batch_tokens: Positive
     llm_candidates: Positive
 
 

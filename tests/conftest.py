@@ -60,9 +60,10 @@ def real_context(tmp_path_factory: pytest.TempPathFactory) -> "Context":
 def make_context(data_dir: Path, llm: LanguageModel | None = None, **flags: Any) -> "Context":
     """A context over `toy_system`, whose verifier accepts what shares most words; `flags` are
     settings."""
-    from agents.context import Context, Logistic
+    from agents.context import Context
     from clh.audit import Audit
     from clh.icd.rules.checks import CodeBook
+    from clh.models.logistic import Logistic
 
     settings = Settings.load(data_dir=data_dir, **flags)
     system, index = toy_system(), _toy_index(settings.locate.coarse_dim)

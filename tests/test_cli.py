@@ -336,7 +336,7 @@ def test_a_server_profile_without_what_servers_need(
     monkeypatch.setitem(sys.modules, "langchain_openai", None)  # as if it were not installed
     done = run("code", note, "--profile", "vllm")
     assert done.code == 2
-    assert "pip install 'clh[serve]'" in done.complaint()
+    assert "pip install 'clh[server]'" in done.complaint()
 
 
 # --- the other commands --------------------------------------------------------------------------

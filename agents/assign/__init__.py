@@ -11,11 +11,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from agents.context import Context, logit
+from agents.context import Context
 from agents.state import State, Trace, agent, conversation
 from clh.icd.rules.checks import Claim, Encounter, check
 from clh.icd.rules.resolve import resolve
 from clh.icd.tabular import CodeSystem
+from clh.models.logistic import logit
 from clh.schema import AssignedCode, Candidate, Citation, Finding, Span, Term, Verdict
 
 _SYMPTOMS, _EXTERNAL_CAUSES, _FACTORS = "18", "20", "21"  # chapters of the Tabular List

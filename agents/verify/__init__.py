@@ -11,10 +11,11 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from agents.context import Context, Logistic, logit
+from agents.context import Context
 from agents.state import State, Trace, agent, conversation
 from clh.models.language import Message
-from clh.models.reranker import CrossEncoder
+from clh.models.logistic import Logistic, logit
+from clh.models.reranker import Reranker
 from clh.retrieval.lexical import Lexicon, expand
 from clh.schema import Candidate, Term, Verdict
 
@@ -99,12 +100,12 @@ def rerank_key(term: Term, candidate: Candidate) -> tuple[bool, float]:
 def read(
     terms: Sequence[Term],
     candidates: Sequence[Sequence[Candidate]],
-    encoder: CrossEncoder,
+    encoder: Reranker,
     most: int,
 ) -> dict[str, float]:
     """What the cross-encoder says of the likeliest codes, at most so many, in log-odds."""
     chosen = select_for_reranking(terms, candidates, most)
-    logits = encoder.logits([texts(terms[position], one) for position, one in chosen])
+    logits = encoder.score([texts(terms[position], one) for position, one in chosen])
     return {one.code: odds for (_, one), odds in zip(chosen, logits.tolist(), strict=True)}
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from agents.assign import assign, features, tally
-from agents.context import Logistic
+from clh.models.logistic import Logistic
 from clh.schema import Candidate, Note, Status, Verdict
 from tests.agents.steps import step, term
 from tests.conftest import MakeContext

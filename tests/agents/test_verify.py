@@ -11,11 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from agents.context import Logistic
 from agents.verify import features, verify, weighed
 from clh.errors import ModelError
 from clh.models.language import Messages
-from clh.models.reranker import CrossEncoder
+from clh.models.logistic import Logistic
 from clh.retrieval.lexical import Lexicon
 from clh.schema import Candidate, Note
 from tests.agents.steps import candidate, step, term
@@ -89,14 +88,14 @@ async def test_every_candidate_of_every_term_gets_a_verdict(context: MakeContext
     assert verdicts[0].probability > verdicts[1].probability
 
 
-class Reader(CrossEncoder):
-    """A cross-encoder that believes only titles whose first word the sentence has."""
+class Reader:
+    """A reranker that believes only titles whose first word the sentence has."""
 
     def __init__(self) -> None:
         self.id = "a reader"
         self.read: list[tuple[str, str]] = []
 
-    def logits(self, pairs: Sequence[tuple[str, str]]) -> NDArray[np.float32]:
+    def score(self, pairs: Sequence[tuple[str, str]]) -> NDArray[np.float32]:
         self.read += pairs
         said = [title.split()[0].lower() in text.lower() for text, title in pairs]
         return np.where(said, 3.0, -3.0).astype(np.float32)

@@ -29,7 +29,7 @@ def test_codes_rank_by_their_best_text(context: MakeContext, query: str, weight:
     best = sorted(ranks.values(), reverse=True)[:6]
     assert [one.fused_score for one in found] == pytest.approx(best, abs=1e-3)
     assert [ranks[one.code] for one in found] == pytest.approx(best, abs=1e-3)
-    assert all((one.words > 0) <= bool(content_words(query)) for one in found)
+    assert all((one.lexical_score > 0) <= bool(content_words(query)) for one in found)
 
 
 @given(right=st.integers(0, 59), seed=st.integers(0, 50))
@@ -42,7 +42,7 @@ def test_words_find_what_lies_far_by_meaning(context: MakeContext, right: int, s
     query = [f"no doubt, site{right % 7} has finding{right}"]
     [found] = hybrid.search(query, drawn[60:], index, None, locate)
     assert found[0].code == f"C{right}"
-    assert found[0].words == pytest.approx(3)
+    assert found[0].lexical_score == pytest.approx(3)
     assert found[0].similarity == pytest.approx(drawn[right] @ drawn[60], abs=1e-3)
 
 

@@ -40,13 +40,15 @@ def test_frequent_codes_are_found_however_far_they_lie(
     [found] = search(["pain in knee"], replace(toy, prior=prior))
 
     assert found[0].code == "I10"
-    assert found[0].prior == pytest.approx(0.5 * 4.605, abs=0.001)
-    assert found[0].score < 0.5
+    assert found[0].prior_score == pytest.approx(0.5 * 4.605, abs=0.001)
+    assert found[0].similarity < 0.5
     ranks = [one.fused_score for one in found]
     assert ranks == sorted(ranks, reverse=True)
     assert len({one.code for one in found}) == len(found)
     # What lies near is still among the candidates, with the same similarity.
-    assert {(one.code, one.score) for one in without} <= {(one.code, one.score) for one in found}
+    assert {(one.code, one.similarity) for one in without} <= {
+        (one.code, one.similarity) for one in found
+    }
 
 
 def test_codes_are_as_the_corpus_writes_them(context: MakeContext, tmp_path: Path) -> None:
@@ -56,8 +58,8 @@ def test_codes_are_as_the_corpus_writes_them(context: MakeContext, tmp_path: Pat
     written = next(one for one in found if one.code == "R05")
     reported = next(one for one in found if one.code == "R05.9")
     assert written.matched == reported.matched
-    assert written.score == pytest.approx(reported.score)
-    assert written.prior > reported.prior == 0
+    assert written.similarity == pytest.approx(reported.similarity)
+    assert written.prior_score > reported.prior_score == 0
     assert [prior.gain(code, 0) for code in ("Q99.9", "E11.65", "J18.9")] == [0, 0, 0]
 
 
@@ -73,7 +75,7 @@ def test_codes_that_annotators_gave_to_the_same_words_rank_higher(
     assert precedents["I10"] == pytest.approx(1, abs=1e-3)
     assert precedents["R05"] == pytest.approx(0.5, abs=1e-3)
     by_code = {one.code: one for one in found}
-    assert by_code["I10"].prior == pytest.approx(0.5 * 4.605 + 2, abs=0.01)
+    assert by_code["I10"].prior_score == pytest.approx(0.5 * 4.605 + 2, abs=0.01)
     assert found[0].code == "I10"
 
 
