@@ -9,6 +9,10 @@ class InputError(ClhError):
     """The note, the arguments or the settings cannot be used (exit code 2)."""
 
 
+class AuditError(InputError):
+    """The audit database cannot be used."""
+
+
 class ModelError(ClhError):
     """Weights or an index are missing, corrupt or of the wrong kind."""
 

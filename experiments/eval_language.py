@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 
-from clh.evaluation import runs
+from clh.evaluation import recipes, runs
 
 if TYPE_CHECKING:
     from agents.training.examples import Heard, Item
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 SHOWN = ("analyze_f1", "analyze_recall", "verify_average_precision", "verify_roc_auc")
 
 
-class Recipe(runs.Recipe):
+class LanguageEvaluationRecipe(recipes.Recipe):
     """What recipes/eval_language.yaml says."""
 
     scored: dict[Literal["analyze", "verify"], PositiveInt]
@@ -41,11 +41,11 @@ class Recipe(runs.Recipe):
 
 def main() -> int:
     """Ask, score, print, write."""
-    flags = runs.parser(__doc__, "experiments/recipes/eval_language.yaml")
+    flags = recipes.evaluation_parser(__doc__, "experiments/recipes/eval_language.yaml")
     flags.add_argument("--models", nargs="+", required=True, help="as llm.model in clh.toml")
     flags.add_argument("--thinking", nargs="+", default=[], help="the same, with llm.think")
     flags.add_argument("--encoder", help="as verify.encoder in clh.toml")
-    arguments = flags.parse_args()
+    arguments = recipes.parse_arguments(flags)
 
     import asyncio
 
@@ -54,7 +54,7 @@ def main() -> int:
     from clh.models.language import LocalModel
     from clh.models.reranker import load_reranker
 
-    recipe = runs.read_recipe(arguments.recipe, Recipe)
+    recipe = recipes.read_recipe(arguments.recipe, LanguageEvaluationRecipe, arguments.set)
     given = arguments.data_dir, arguments.split, arguments.unit, arguments.limit, arguments.seed
     documents = corpora.sample(arguments.dataset, *given)
     context = examples.asking(arguments.dataset, recipe.candidates)
@@ -112,7 +112,9 @@ def main() -> int:
     return 0
 
 
-def intervals(one: "Answered", other: "Answered | None", recipe: Recipe) -> dict[str, list[float]]:
+def intervals(
+    one: "Answered", other: "Answered | None", recipe: LanguageEvaluationRecipe
+) -> dict[str, list[float]]:
     """Each score, or its difference to another model's, and its 95% interval.
 
     A resample without windows, or with one answer to all questions, has no score, and is left out.
@@ -172,4 +174,4 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 if __name__ == "__main__":
-    runs.command(main)
+    recipes.run_script(main)

@@ -18,7 +18,7 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from clh.evaluation import runs
+from clh.evaluation import recipes, runs
 from clh.training import loop, reranker
 
 if TYPE_CHECKING:
@@ -31,12 +31,12 @@ def main() -> int:
     """Train, weigh, write."""
     flags = loop.parser(__doc__, "experiments/recipes/train_verifier.yaml")
     flags.add_argument("--encoder", help="a trained one to weigh, as verify.encoder in clh.toml")
-    arguments = flags.parse_args()
+    arguments = recipes.parse_arguments(flags)
 
     from agents.training import rerank_pairs
     from clh.models.reranker import load_reranker
 
-    recipe = runs.read_recipe(arguments.recipe, reranker.Recipe)
+    recipe = recipes.read_recipe(arguments.recipe, reranker.Recipe, arguments.set)
     lessons = rerank_pairs.prepare(arguments, recipe)
     best = lessons.folder.path / "best"
     if arguments.encoder is None:
@@ -141,4 +141,4 @@ def scores(right: "Sequence[bool] | np.ndarray", ranking: "np.ndarray") -> dict[
 
 
 if __name__ == "__main__":
-    runs.command(main)
+    recipes.run_script(main)

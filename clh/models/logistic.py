@@ -1,4 +1,4 @@
-"""Logistic regressions on named features, small enough to be read as JSON."""
+"""Logistic regressions on named features, stored as JSON."""
 
 import hashlib
 import json
@@ -10,40 +10,38 @@ from typing import Self
 from clh.errors import ModelError
 from clh.models.weights import learned
 
-_LEAST = 1e-4  # of a probability
+_SMALLEST = 1e-4  # keeps the log-odds of 0 and 1 finite
 
 
 @dataclass(frozen=True)
 class Logistic:
-    """A logistic regression, such as that on the features of `agents.verify.features`."""
+    """A logistic regression, and the threshold that was fitted with it."""
 
     id: str
     intercept: float
-    coefficients: dict[str, float]
-    threshold: float | None = None  # the probability from which on to accept, if one was fitted
+    coefficients: Mapping[str, float]
+    threshold: float = 0.5
 
     @classmethod
     def load(cls, name: str) -> Self:
-        """Read model.json in the folder `name`, or in `clh/weights/<name>`.
+        """The model.json in the folder `name`, or in `clh/weights/<name>`.
 
-        Raises ModelError if it cannot be read.
+        Raises ModelError if it is missing or damaged.
         """
         folder = learned(name)
         try:
-            weights = (folder / "model.json").read_bytes()
-            checksum = hashlib.sha256(weights).hexdigest()[:8]
-            return cls(f"{folder.name}@{checksum}", **json.loads(weights))
+            data = (folder / "model.json").read_bytes()
+            checksum = hashlib.sha256(data).hexdigest()[:8]
+            return cls(f"{folder.name}@{checksum}", **json.loads(data))
         except (OSError, ValueError, TypeError) as error:
             raise ModelError(f"the weights {name!r} cannot be read: set them anew") from error
 
     def probability(self, features: Mapping[str, float]) -> float:
-        """The logistic of the intercept and the sum of coefficient times feature."""
+        """The logistic function of the weighted sum of the features."""
         total = sum(self.coefficients[name] * value for name, value in features.items())
-        return 0.5 + 0.5 * math.tanh(
-            (self.intercept + total) / 2
-        )  # as exp does, but never overflows
+        return 0.5 + 0.5 * math.tanh((self.intercept + total) / 2)  # an exponential may overflow
 
 
 def logit(probability: float) -> float:
-    """The log-odds; those of 0 and 1 are large, not infinite."""
-    return math.log((probability + _LEAST) / (1 - probability + _LEAST))
+    """The log-odds of a probability; those of 0 and 1 are large, not infinite."""
+    return math.log((probability + _SMALLEST) / (1 - probability + _SMALLEST))

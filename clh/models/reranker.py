@@ -48,8 +48,10 @@ def load_reranker(name: str, settings: Settings) -> OnnxReranker:
     anything else.
     """
     folder = weights.resolve(name, settings.cache_dir)
-    verify = settings.verify
-    encoder = Encoder.load(folder, verify.max_tokens, verify.batch_tokens)
+    reranking = settings.verify.reranking
+    encoder = Encoder.load(folder, reranking.max_tokens, reranking.batch_tokens)
     if encoder.width != 1:
-        raise ModelError(f"{folder} is not a trained reranker: name another in verify.encoder")
+        raise ModelError(
+            f"{folder} is not a trained reranker: name another in verify.reranking.model"
+        )
     return OnnxReranker(weights.model_id(name, folder), encoder)

@@ -204,6 +204,13 @@ class Lexicon:
         shares: NDArray[np.float64] = held / self._totals
         return shares
 
+    def most_shared(self, text: str) -> int:
+        """The largest number of content words that `text` has in common with any one text."""
+        rows = [self._rows[word] for word in content_words(text) if word in self._rows]
+        if len(rows) < 2:  # noqa: PLR2004
+            return len(rows)
+        return int(np.bincount(np.concatenate(rows)).max())
+
     def _weight(self, word: str) -> float:
         return math.log((1 + self._texts) / (1 + len(self._rows.get(word, ()))))
 

@@ -20,7 +20,7 @@ from clh.config import Settings
 from clh.corpora import Example
 from clh.document.reader import Reader
 from clh.errors import InputError
-from clh.evaluation import metrics, runs
+from clh.evaluation import metrics, recipes
 from clh.evaluation.metrics import Scored
 from clh.icd.tabular import CodeSystem
 from clh.models import weights
@@ -35,7 +35,7 @@ CHOSEN_BY = "map"  # of the held-out notes, by which the best epoch is kept
 _BATCH = 128  # sentences encoded at once
 
 
-class Head(runs.Recipe):
+class Head(recipes.Recipe):
     """A head, and how it is trained."""
 
     pooling: Literal["label-aware", "mean"]
@@ -46,7 +46,7 @@ class Head(runs.Recipe):
     weight_decay: NonNegativeFloat
 
 
-class Recipe(runs.Recipe):
+class Recipe(recipes.Recipe):
     """What recipes/attention_*.yaml say."""
 
     shortlist: PositiveInt
@@ -127,8 +127,8 @@ class Retriever:
         """
         note, system = example.note, self._system
         sentences = [
-            note.span(one.tokens.start_char, one.tokens.end_char)
-            for one in self._reader.sentences(note.text)
+            note.span(sentence.start, sentence.end)
+            for sentence in self._reader.sentences(note.text)
         ]
         if not sentences:
             raise InputError(f"{example.id} says nothing: leave it out")
@@ -143,7 +143,7 @@ class Retriever:
         spans = np.array([(one.start, one.end) for one in sentences])
         return Shortlist(
             id=example.id,
-            gold=frozenset(system.stem(one) if one in system else one for one in example.codes),
+            gold=frozenset(system.stem_or_self(code) for code in example.codes),
             tokens=read_tokens(self.encoder, sentences, self._max_tokens),
             codes=tuple(self._codes.codes[places].tolist()),
             vectors=torch.from_numpy(self._codes.vectors[places]),

@@ -102,7 +102,7 @@ class TextTower:
     def encode(
         self, texts: Sequence[str], progress: Callable[[int], None] | None = None
     ) -> Vectors:
-        """As `Tower.encode`; texts beyond the tower's maximum of tokens are cut there."""
+        """As `Embedder.encode`; texts beyond the tower's maximum of tokens are cut there."""
         vectors = np.empty((len(texts), self._encoder.dimensions), dtype=np.float32)
         # Texts of like length share a batch, so that little is spent on padding.
         by_length = sorted(range(len(texts)), key=lambda i: len(texts[i]))

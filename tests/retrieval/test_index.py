@@ -262,5 +262,5 @@ def test_an_index_file_that_is_none(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"gone\.xml"):
         open_index(settings_of(tmp_path, index_files=[tmp_path / "gone.xml"]), toy_system())
     (tmp_path / "table.xml").write_text("<ICD10CM.tabular/>")
-    with pytest.raises(InputError, match="is no Alphabetic Index"):
+    with pytest.raises(InputError, match="is not the Alphabetic Index"):
         open_index(settings_of(tmp_path, index_files=[tmp_path / "table.xml"]), toy_system())

@@ -164,7 +164,7 @@ def test_an_adapter_may_stand_on_an_adapter(adapter: Path, tmp_path: Path) -> No
 def test_an_adapter_of_ours_goes_by_its_name(
     adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("clh.models._OURS", adapter.parent)
+    monkeypatch.setattr("clh.models.weights._OURS", adapter.parent)
     folder = resolve("adapter", tmp_path / "cache")
     assert model_id("adapter", folder) == model_id(str(adapter), folder)
     with pytest.raises(ModelError, match="one of adapter, all-MiniLM"):

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, Self, TypeVar
 from pydantic import BaseModel, ValidationError
 from typing_extensions import TypedDict  # typing's own is for pydantic only from Python 3.12 on
 
+from clh.config import ServerUrl
 from clh.errors import InputError, ModelError, ReplyError, ServerError
 from clh.models.weights import fast_dtype, model_id, resolve, silence_bars
 
@@ -578,7 +579,7 @@ def connect(
         max_completion_tokens=max_tokens,
         temperature=0,
     )
-    return LangChainModel(chat, f"{model}@{base_url}")
+    return LangChainModel(chat, f"{model}@{ServerUrl(base_url)}")
 
 
 def _turns(messages: Messages) -> list[tuple[str, str]]:

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 import yaml
+from agents.context import Context
 from hypothesis import given
 from hypothesis import strategies as st
 
 from agents import analyze, verify
-from agents.context import Context
 from agents.locate import search
 from agents.state import Trace
 from agents.training.examples import (

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from llguidance import LLMatcher
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
-from agents.context import _load_llm
+from agents.pipeline import load_language_model
 from clh.config import Settings
 from clh.errors import InputError, ModelError, ReplyError, ServerError
 from clh.models import language
@@ -296,7 +296,9 @@ async def test_nothing_is_cut_to_fit_the_context_window(tiny: LocalModel) -> Non
 @pytest.mark.asyncio
 async def test_the_settings_may_ask_for_thoughts(tiny_folder: Path) -> None:
     named = {"model": str(tiny_folder), "think": True}
-    model = _load_llm(Settings.load(llm=named, verify={"source": "llm"}, cache_dir=tiny_folder))
+    model = load_language_model(
+        Settings.load(llm=named, verify={"source": "llm"}, cache_dir=tiny_folder)
+    )
     assert isinstance(model, LocalModel)
     [thought] = await model.think([user(NOTE)])
     assert thought.startswith("<think>")
