@@ -9,16 +9,16 @@ class InputError(ClhError):
     """The note, the arguments or the settings cannot be used (exit code 2)."""
 
 
-class AuditError(InputError):
-    """The audit database cannot be used."""
-
-
 class ModelError(ClhError):
     """Weights or an index are missing, corrupt or of the wrong kind."""
 
 
 class ServerError(ClhError):
     """A model server cannot be reached, refused the request or timed out."""
+
+
+class AuditError(InputError):
+    """The audit database cannot be read or written; a note is coded all the same."""
 
 
 class ReplyError(ClhError):
