@@ -51,7 +51,5 @@ def load_reranker(name: str, settings: Settings) -> OnnxReranker:
     reranking = settings.verify.reranking
     encoder = Encoder.load(folder, reranking.max_tokens, reranking.batch_tokens)
     if encoder.width != 1:
-        raise ModelError(
-            f"{folder} is not a trained reranker: name another in verify.reranking.model"
-        )
+        raise ModelError(f"{folder} is not a reranker: name another in verify.reranking.model")
     return OnnxReranker(weights.model_id(name, folder), encoder)

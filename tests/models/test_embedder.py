@@ -193,7 +193,7 @@ def test_more_tokens_than_the_encoder_reads() -> None:
 
 
 def test_an_embedder_is_not_a_reranker(copy: Path) -> None:
-    with pytest.raises(ModelError, match="is not a trained reranker"):
+    with pytest.raises(ModelError, match="is not a reranker"):
         load_reranker(str(copy), Settings.load())
 
 

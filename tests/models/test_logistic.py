@@ -25,11 +25,9 @@ def test_extreme_features_do_not_overflow(value: float, probability: float) -> N
 
 @pytest.mark.parametrize(
     ("name", "threshold"),
-    [("assign-codiesp", 0.25), ("verify-retrieval", 0.30), ("verify-codiesp", None)],
+    [("assign-codiesp", 0.25), ("verify-retrieval", 0.30), ("verify-codiesp", 0.30)],
 )
-def test_a_threshold_lies_with_the_weights_it_was_fitted_for(
-    name: str, threshold: float | None
-) -> None:
+def test_a_threshold_lies_with_the_weights_it_was_fitted_for(name: str, threshold: float) -> None:
     assert Logistic.load(name).threshold == threshold
 
 
