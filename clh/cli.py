@@ -18,10 +18,9 @@ from clh.errors import ClhError, InputError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from agents.context import Context
+    from agents.pipeline import Pipeline
     from clh.config import Settings
-    from clh.icd.rules.checks import Claim
-    from clh.icd.rules.resolve import Proposal
+    from clh.icd.rules import Claim, Proposal
     from clh.schema import CodedNote, Finding, Note
 
 app = typer.Typer(
@@ -38,7 +37,8 @@ app.add_typer(index_app, name="index")
 app.add_typer(audit_app, name="audit")
 
 Profile = Annotated[
-    str, typer.Option(envvar="CLH_PROFILE", help="Settings to start from: cpu or vllm.")
+    str | None,
+    typer.Option(envvar="CLH_PROFILE", help="Settings to start from: cpu, codiesp or vllm."),
 ]
 _DONE, _AGENT_FAILED, _BAD_INPUT = 0, 1, 2
 _LONGEST_CODE = len("S52.501A")
@@ -57,16 +57,14 @@ def code(
         Literal["encounter", "mention"] | None,
         typer.Option(help="What counts: what the encounter reports, or all that is named."),
     ] = None,
-    profile: Profile = "cpu",
+    profile: Profile = None,
 ) -> None:
     """Code one note: ICD-10-CM codes, each with the words of the note that support it."""
     settings = _settings(profile, policy=policy)
     given = _given(note, settings)
-    context = _load(settings)
-    from agents.code import code as run
-
+    pipeline = _load(settings)
     with _status("coding") as show:
-        coded = asyncio.run(run(given, context, lambda step: show(f"{step} done")))
+        coded = asyncio.run(pipeline.code(given, lambda step: show(f"{step} done"))).note
     if format == "json":
         print(coded.model_dump_json())
     elif format == "fhir":
@@ -85,7 +83,7 @@ def search(
     text: Annotated[str, typer.Argument(help="A diagnosis, symptom or finding, in any words.")],
     count: Annotated[int, typer.Option("--count", "-n", min=1, help="Codes to show.")] = 10,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    profile: Profile = "cpu",
+    profile: Profile = None,
 ) -> None:
     """Find codes by meaning: the locate agent alone."""
     settings = _settings(profile)
@@ -93,11 +91,11 @@ def search(
     settings = _settings(profile, locate={"candidates": max(2 * count, settings.locate.candidates)})
     if not text.strip():
         raise InputError("the text to search for is blank")
-    context = _load(settings)
-    from agents.locate import search as find
+    from agents.locate import Retriever
     from clh.retrieval.lexical import expand
 
-    [candidates] = find([expand(text)], context)
+    _index(settings)
+    [candidates] = Retriever.load(settings).search([expand(text)])
     shown = candidates[:count]
     if json:
         print(_dump(shown))
@@ -125,18 +123,17 @@ def check(
     format: Annotated[
         Literal["table", "json"], typer.Option(help="Lines to read, or JSON.")
     ] = "table",
-    profile: Profile = "cpu",
+    profile: Profile = None,
 ) -> None:
     """Check any codes against the code book's rules; no note and no model is needed."""
     from clh.icd import groupers
-    from clh.icd.rules.checks import Claim, Encounter, load_rules
-    from clh.icd.rules.checks import check as findings_of
-    from clh.icd.rules.resolve import resolve
+    from clh.icd.rules import Claim, Encounter, load_code_book, resolve
+    from clh.icd.rules import check as findings_of
 
     settings = _settings(profile)
     rules = settings.rules
     encounter = Encounter(setting=setting or rules.setting, age=age, sex=sex)
-    claim = Claim(_codes(codes, settings), load_rules(rules.edits), encounter)
+    claim = Claim(_codes(codes, settings), load_code_book(rules.edits), encounter)
     findings = findings_of(claim)
     groups = {name: group(claim.codes) for name, group in groupers.load(rules.groupers).items()}
     proposal = resolve(claim) if fix else None
@@ -198,7 +195,7 @@ def schema() -> None:
 @index_app.command("build", epilog="Example: [bold]clh index build[/bold]")
 def index_build(
     force: Annotated[bool, typer.Option("--force", help="Build anew what is there.")] = False,
-    profile: Profile = "cpu",
+    profile: Profile = None,
 ) -> None:
     """Build the vector index, unless the cache has it."""
     settings = _settings(profile)
@@ -207,7 +204,7 @@ def index_build(
 
 
 @app.command(epilog="Example: [bold]clh doctor[/bold]")
-def doctor(profile: Profile = "cpu") -> None:
+def doctor(profile: Profile = None) -> None:
     """Say what is installed, loaded and reachable; exit code 1 if anything is missing."""
     from rich.text import Text
 
@@ -227,7 +224,7 @@ def doctor(profile: Profile = "cpu") -> None:
 @audit_app.command("show", epilog="Example: [bold]clh audit show 3f2a[/bold]")
 def audit_show(
     run: Annotated[str, typer.Argument(help="A run's id, or its beginning.")],
-    profile: Profile = "cpu",
+    profile: Profile = None,
 ) -> None:
     """Show what each agent of a run saw and said."""
     print(_dump(_audit(profile).show(run)))
@@ -236,14 +233,17 @@ def audit_show(
 @audit_app.command("list", epilog="Example: [bold]clh audit list -n 5[/bold]")
 def audit_list(
     count: Annotated[int, typer.Option("--count", "-n", min=1, help="Runs to show.")] = 20,
-    profile: Profile = "cpu",
+    profile: Profile = None,
 ) -> None:
     """List the latest runs."""
-    table = _table("Run", "At", "Note (SHA-256)", "Codes")
+    table = _table("Run", "At", "Note (keyed)", "Codes")
     for run in _audit(profile).latest(count):
         coded = run["coded_note"]
-        codes = "unfinished" if coded is None else ", ".join(c["code"] for c in coded["codes"])
-        table.add_row(run["run_id"][:8], run["at"], run["note_sha256"][:12], codes)
+        if coded is None:
+            codes = "damaged" if run["damaged"] else "unfinished"
+        else:
+            codes = ", ".join(code["code"] for code in coded["codes"])
+        table.add_row(run["run_id"][:8], run["at"], (run["note_id_hmac"] or "")[:12], codes)
     _console().print(table)
 
 
@@ -301,7 +301,7 @@ def _codes(given: list[str], settings: "Settings") -> list[str]:
 
 def _given(note: str | None, settings: "Settings") -> "Note":
     """The note that the user names, pipes in or types."""
-    from clh.notes import decode_note, read_note
+    from clh.notes import decode_note, read_bounded, read_note
 
     if note is not None and note != "-":
         given, encoding = read_note(Path(note), settings.note_bytes)
@@ -310,26 +310,25 @@ def _given(note: str | None, settings: "Settings") -> "Note":
     else:
         if note is None and sys.stdin.isatty():
             _say("type or paste a note, then press Ctrl-D on a line of its own")
-        # One byte more than is allowed tells that there is too much.
-        data = sys.stdin.buffer.read(settings.note_bytes + 1)
+        data = read_bounded(sys.stdin.buffer, settings.note_bytes)
         given, encoding = decode_note(data, "stdin", settings.note_bytes, "standard input")
     if not encoding.startswith("utf-8"):
         _say(f"the note is not UTF-8; it was read as {encoding}: check its accented letters")
     return given
 
 
-def _settings(profile: str, **flags: Any) -> "Settings":
+def _settings(profile: str | None, **flags: Any) -> "Settings":
     from clh.config import Settings
 
     return Settings.load(profile, **flags)
 
 
-def _load(settings: "Settings") -> "Context":
+def _load(settings: "Settings") -> "Pipeline":
     with _status("loading"):
-        from agents.context import Context
-    index = _index(settings)
+        from agents.pipeline import Pipeline
+    _index(settings)
     with _status("loading"):
-        return Context.load(settings, index)
+        return Pipeline.load(settings)
 
 
 def _index(settings: "Settings", rebuild: bool = False) -> Any:
@@ -352,7 +351,7 @@ def _index(settings: "Settings", rebuild: bool = False) -> Any:
         return open_index(settings, load_tabular(), progress, rebuild)
 
 
-def _audit(profile: str) -> Any:
+def _audit(profile: str | None) -> Any:
     from clh.audit import Audit
 
     settings = _settings(profile)

@@ -36,7 +36,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
     if settings.llm.backend == "local":
         yield _model("Language model", settings.llm.model)
     else:
-        yield _server(settings.llm.base_url, settings.llm.timeout)
+        yield _server(str(settings.llm.base_url), settings.llm.timeout)
     yield _index(settings, system)
     try:
         audit = Audit(settings.data_dir / "audit.sqlite", settings.audit.store_text)
@@ -50,7 +50,7 @@ def _device() -> str:
 
     if torch.cuda.is_available():
         return str(torch.cuda.get_device_name())
-    precision = str(weights.fast_dtype()).removeprefix("torch.")
+    precision = str(weights.fast_dtype("cpu")).removeprefix("torch.")
     return f"CPU, {torch.get_num_threads()} threads, {precision}"
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clh.errors import InputError
-from clh.evaluation import runs
+from clh.evaluation import recipes, runs
 
 if TYPE_CHECKING:
     from clh.icd.tabular import CodeSystem
@@ -122,4 +122,4 @@ def title(code: str, system: "CodeSystem") -> str:
 
 
 if __name__ == "__main__":
-    runs.command(main)
+    recipes.run_script(main)

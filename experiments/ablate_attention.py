@@ -29,7 +29,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from clh.errors import InputError
-from clh.evaluation import runs
+from clh.evaluation import recipes, runs
 
 if TYPE_CHECKING:
     import numpy as np
@@ -47,7 +47,8 @@ SHOWN = ("micro_f1", "roc_auc", "precision@5", *(f"recall@{k}" for k in (10, 50,
 
 def main() -> int:
     """Find, train, rank, score."""
-    arguments = runs.parser(__doc__, "experiments/recipes/attention_laa.yaml").parse_args()
+    parser = recipes.evaluation_parser(__doc__, "experiments/recipes/attention_laa.yaml")
+    arguments = recipes.parse_arguments(parser)
     for flag in ("track", "policy"):
         if getattr(arguments, flag) is not None:
             raise InputError(f"this ablation takes no --{flag}: leave it out")
@@ -63,7 +64,7 @@ def main() -> int:
     from clh.training import rerank
     from clh.training.attention import LabelAttention
 
-    recipe = runs.read_recipe(arguments.recipe, rerank.Recipe)
+    recipe = recipes.read_recipe(arguments.recipe, rerank.Recipe, arguments.set)
     settings = Settings.load(arguments.profile or "cpu")
     system = load_tabular()
     examples = _examples(arguments, arguments.split, arguments.limit)
@@ -164,7 +165,7 @@ def unseen(
     from clh.evaluation import metrics
     from clh.evaluation.stages import CUTOFFS
 
-    seen = {system.stem(one) if one in system else one for note in train for one in note.codes}
+    seen = {system.stem_or_self(code) for note in train for code in note.codes}
     notes = [replace(note, gold=note.gold - seen) for note in ranked]
     recalls = [f"recall@{k}" for k in CUTOFFS]
     scores = metrics.rank_scores(notes, CUTOFFS)
@@ -292,4 +293,4 @@ def _examples(arguments: argparse.Namespace, split: str, limit: int | None) -> l
 
 
 if __name__ == "__main__":
-    runs.command(main)
+    recipes.run_script(main)

@@ -24,11 +24,11 @@ def main() -> None:
     arguments = parser.parse_args()
 
     import torch
+    from agents.code import code
+    from agents.context import Context
     from rich.console import Console
     from rich.table import Table
 
-    from agents.code import code
-    from agents.context import Context
     from clh.config import Settings
     from clh.icd.tabular import load_tabular
     from clh.notes import read_note

@@ -5,7 +5,7 @@
 
 All are asked the same questions, drawn as run_training.py draws its own: analyze's about windows of
 a note, verify's about candidates. `--thinking` adds models that think before they reply, and
-`--encoder` a cross-encoder, which can answer verify's. 95% intervals, and those of the differences
+`--encoder` a reranker, which can answer verify's. 95% intervals, and those of the differences
 to the first model, are bootstrapped by document.
 
 Writes EVAL/metrics.json and table.md.
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 
-from clh.evaluation import runs
+from clh.evaluation import recipes, runs
 
 if TYPE_CHECKING:
     from agents.training.examples import Heard, Item
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 SHOWN = ("analyze_f1", "analyze_recall", "verify_average_precision", "verify_roc_auc")
 
 
-class Recipe(runs.Recipe):
+class LanguageEvaluationRecipe(recipes.Recipe):
     """What recipes/eval_language.yaml says."""
 
     scored: dict[Literal["analyze", "verify"], PositiveInt]
@@ -41,20 +41,20 @@ class Recipe(runs.Recipe):
 
 def main() -> int:
     """Ask, score, print, write."""
-    flags = runs.parser(__doc__, "experiments/recipes/eval_language.yaml")
+    flags = recipes.evaluation_parser(__doc__, "experiments/recipes/eval_language.yaml")
     flags.add_argument("--models", nargs="+", required=True, help="as llm.model in clh.toml")
     flags.add_argument("--thinking", nargs="+", default=[], help="the same, with llm.think")
     flags.add_argument("--encoder", help="as verify.encoder in clh.toml")
-    arguments = flags.parse_args()
+    arguments = recipes.parse_arguments(flags)
 
     import asyncio
 
     from agents.training import examples
     from clh import corpora
     from clh.models.language import LocalModel
-    from clh.models.reranker import load_crossencoder
+    from clh.models.reranker import load_reranker
 
-    recipe = runs.read_recipe(arguments.recipe, Recipe)
+    recipe = recipes.read_recipe(arguments.recipe, LanguageEvaluationRecipe, arguments.set)
     given = arguments.data_dir, arguments.split, arguments.unit, arguments.limit, arguments.seed
     documents = corpora.sample(arguments.dataset, *given)
     context = examples.asking(arguments.dataset, recipe.candidates)
@@ -85,10 +85,10 @@ def main() -> int:
             }
         )
     if arguments.encoder:
-        encoder = load_crossencoder(arguments.encoder, context.settings)
+        encoder = load_reranker(arguments.encoder, context.settings)
         started = time.perf_counter()
         asked.append((*questions,))
-        got.append(encoder.logits([one.texts for one in questions]).tolist())
+        got.append(encoder.score([one.texts for one in questions]).tolist())
         seconds = (time.perf_counter() - started) / len(questions)
         rows.append({"model": encoder.id, "seconds_a_question": seconds})
     answered = list(zip(asked, got, strict=True))
@@ -112,7 +112,9 @@ def main() -> int:
     return 0
 
 
-def intervals(one: "Answered", other: "Answered | None", recipe: Recipe) -> dict[str, list[float]]:
+def intervals(
+    one: "Answered", other: "Answered | None", recipe: LanguageEvaluationRecipe
+) -> dict[str, list[float]]:
     """Each score, or its difference to another model's, and its 95% interval.
 
     A resample without windows, or with one answer to all questions, has no score, and is left out.
@@ -172,4 +174,4 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 if __name__ == "__main__":
-    runs.command(main)
+    recipes.run_script(main)

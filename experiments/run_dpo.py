@@ -15,11 +15,11 @@ from typing import Literal
 
 from pydantic import PositiveFloat
 
-from clh.evaluation import runs
+from clh.evaluation import recipes
 from clh.training import language, loop
 
 
-class Recipe(language.Recipe):
+class DpoRecipe(language.Recipe):
     """What recipes/run_dpo.yaml says."""
 
     loss: Literal["apo_zero", "sigmoid"]
@@ -28,7 +28,8 @@ class Recipe(language.Recipe):
 
 def main() -> int:
     """Find the mistakes, train, and keep the best."""
-    arguments = loop.parser(__doc__, "experiments/recipes/run_dpo.yaml").parse_args()
+    parser = loop.parser(__doc__, "experiments/recipes/run_dpo.yaml")
+    arguments = recipes.parse_arguments(parser)
 
     from tqdm import tqdm
     from trl import DPOConfig, DPOTrainer
@@ -36,7 +37,7 @@ def main() -> int:
     from agents.training import examples
     from clh.models.language import LocalModel
 
-    recipe = runs.read_recipe(arguments.recipe, Recipe)
+    recipe = recipes.read_recipe(arguments.recipe, DpoRecipe, arguments.set)
     lessons = examples.prepare(arguments, recipe, "pairs.jsonl")
     folder, cache_dir = lessons.folder.path, lessons.context.settings.cache_dir
     student = language.load(recipe, cache_dir)
@@ -81,4 +82,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    runs.command(main)
+    recipes.run_script(main)

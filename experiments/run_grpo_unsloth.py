@@ -15,11 +15,11 @@ from typing import Literal
 
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 
-from clh.evaluation import runs
+from clh.evaluation import recipes
 from clh.training import language, loop
 
 
-class Recipe(language.Recipe):
+class GrpoRecipe(language.Recipe):
     """What recipes/run_grpo.yaml says."""
 
     generations: PositiveInt
@@ -30,7 +30,8 @@ class Recipe(language.Recipe):
 
 def main() -> int:
     """Train, and keep the best."""
-    arguments = loop.parser(__doc__, "experiments/recipes/run_grpo.yaml").parse_args()
+    parser = loop.parser(__doc__, "experiments/recipes/run_grpo.yaml")
+    arguments = recipes.parse_arguments(parser)
 
     unsloth = language.find_unsloth(needed=["vllm"])
 
@@ -38,7 +39,7 @@ def main() -> int:
 
     from agents.training import examples
 
-    recipe = runs.read_recipe(arguments.recipe, Recipe)
+    recipe = recipes.read_recipe(arguments.recipe, GrpoRecipe, arguments.set)
     lessons = examples.prepare(arguments, recipe)
     folder = lessons.folder.path
     student = language.load(recipe, lessons.context.settings.cache_dir, unsloth, vllm=True)
@@ -67,4 +68,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    runs.command(main)
+    recipes.run_script(main)

@@ -11,17 +11,18 @@ Writes OUT/best, an adapter that `llm.model` of the settings can name; log.jsonl
 epoch; learned.jsonl and held_out.jsonl, the questions and replies; config.json; checkpoints.
 """
 
-from clh.evaluation import runs
+from clh.evaluation import recipes
 from clh.training import language, loop
 
 
 def main() -> int:
     """Train, and keep the best."""
-    arguments = loop.parser(__doc__, "experiments/recipes/run_training.yaml").parse_args()
+    parser = loop.parser(__doc__, "experiments/recipes/run_training.yaml")
+    arguments = recipes.parse_arguments(parser)
 
     from agents.training import examples
 
-    recipe = runs.read_recipe(arguments.recipe, language.SupervisedRecipe)
+    recipe = recipes.read_recipe(arguments.recipe, language.SupervisedRecipe, arguments.set)
     lessons = examples.prepare(arguments, recipe)
     folder = lessons.folder.path
     student = language.load(recipe, lessons.context.settings.cache_dir)
@@ -31,4 +32,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    runs.command(main)
+    recipes.run_script(main)

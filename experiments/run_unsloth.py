@@ -7,19 +7,20 @@ line says so, and TRL and PEFT train as they do there. unsloth has to be install
 of its own, as it needs older releases of transformers and TRL.
 """
 
-from clh.evaluation import runs
+from clh.evaluation import recipes
 from clh.training import language, loop
 
 
 def main() -> int:
     """Train, and keep the best."""
-    arguments = loop.parser(__doc__, "experiments/recipes/run_training.yaml").parse_args()
+    parser = loop.parser(__doc__, "experiments/recipes/run_training.yaml")
+    arguments = recipes.parse_arguments(parser)
 
     unsloth = language.find_unsloth()
 
     from agents.training import examples
 
-    recipe = runs.read_recipe(arguments.recipe, language.SupervisedRecipe)
+    recipe = recipes.read_recipe(arguments.recipe, language.SupervisedRecipe, arguments.set)
     lessons = examples.prepare(arguments, recipe)
     folder = lessons.folder.path
     student = language.load(recipe, lessons.context.settings.cache_dir, unsloth)
@@ -29,4 +30,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    runs.command(main)
+    recipes.run_script(main)

@@ -14,14 +14,13 @@ of F1 are chosen on val, so that the figures to report are those of test. Interv
 bootstrap of encounters: where patients have several, they are too narrow.
 """
 
-import argparse
 import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 from clh.errors import InputError
-from clh.evaluation import runs
+from clh.evaluation import recipes, runs
 
 FILES = ("icd_csv", "patients_csv", "labels_csv", "splits_csv")
 SHOWN = ("micro_f1", "precision@5", "recall@10", "recall@50", "recall@200")
@@ -29,16 +28,11 @@ SHOWN = ("micro_f1", "precision@5", "recall@10", "recall@50", "recall@200")
 
 def main() -> int:
     """Train, score, write."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = recipes.recipe_parser(__doc__, "experiments/recipes/train_patients.yaml")
     for name in FILES:
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--output", "--out_dir", type=Path, required=True)
-    parser.add_argument(
-        "--recipe", type=Path, default=Path(__file__).with_name("recipes") / "train_patients.yaml"
-    )
-    arguments = parser.parse_args()
+    arguments = recipes.parse_arguments(parser)
     output: Path = arguments.output
     if output.exists():
         raise InputError(f"{output} exists: choose another --output, or delete it")
@@ -50,15 +44,15 @@ def main() -> int:
     from clh.cache import sha256
     from clh.config import Settings
     from clh.evaluation import metrics
-    from clh.models.embedder import load_tower
+    from clh.models.embedder import load_embedder
     from clh.training import patients
 
-    recipe = runs.read_recipe(arguments.recipe, patients.Recipe)
+    recipe = recipes.read_recipe(arguments.recipe, patients.Recipe, arguments.set)
     files = {name: getattr(arguments, name) for name in FILES}
     tables = patients.read_tables(*files.values())
     settings = Settings.load()
-    query = load_tower(settings.towers.query, settings)
-    code = load_tower(settings.towers.code, settings)
+    query = load_embedder(settings.towers.query, settings)
+    code = load_embedder(settings.towers.code, settings)
     codes = patients.Codes(list(tables.texts), code.encode(list(tables.texts.values())))
     parts = {split: patients.Part(some, query) for split, some in tables.encounters.items() if some}
     with tqdm(total=recipe.epochs, unit="epoch", disable=None) as bar:
@@ -118,4 +112,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    runs.command(main)
+    recipes.run_script(main)

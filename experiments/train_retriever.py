@@ -16,17 +16,17 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from clh.evaluation import runs
+from clh.evaluation import recipes, runs
 
 BEST = "recall@50"  # of the held-out documents, by which the best epoch is kept
 
 
 def main() -> int:
     """Train, and keep the best."""
-    parser = runs.learner(__doc__, "experiments/recipes/train_retriever.yaml")
+    parser = recipes.training_parser(__doc__, "experiments/recipes/train_retriever.yaml")
     parser.add_argument("--index", type=Path, nargs="*", default=[], help="XML of the Index")
     parser.add_argument("--abbreviations", type=Path, help="lines: short form, phrase, share")
-    arguments = parser.parse_args()
+    arguments = recipes.parse_arguments(parser)
 
     import torch
     from accelerate import Accelerator
@@ -38,12 +38,12 @@ def main() -> int:
     from clh.icd.index import read_index
     from clh.icd.tabular import load_tabular
     from clh.models import weights
-    from clh.models.embedder import TextEncoder
     from clh.training.pairs import index_pairs, read_abbreviations, sentence_pairs
     from clh.training.retriever import Data, Recipe, Training
+    from clh.training.towers import TextEncoder
 
-    recipe = runs.read_recipe(arguments.recipe, Recipe)
-    fast = weights.fast_dtype() == torch.bfloat16
+    recipe = recipes.read_recipe(arguments.recipe, Recipe, arguments.set)
+    fast = weights.fast_dtype(weights.pick_device()) == torch.bfloat16
     accelerator = Accelerator(
         mixed_precision="bf16" if fast else "no", cpu=not torch.accelerator.is_available()
     )
@@ -119,4 +119,4 @@ def plot(log: Sequence[Mapping[str, float]], file: Path) -> None:
 
 
 if __name__ == "__main__":
-    runs.command(main)
+    recipes.run_script(main)

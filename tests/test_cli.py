@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 
 import jsonschema
 import pytest
+from agents.context import Context
 
 import clh
 from agents.analyze import Quoted, Reply
-from agents.context import Context
 from clh import cli
 from clh.config import Settings
 from clh.icd.tabular import load_tabular
@@ -248,7 +248,7 @@ def bad(tmp_path: Path) -> Path:
         (["code", "blank.txt"], "blank.txt is blank"),
         (["code", "binary.txt"], "binary.txt is not text"),
         (["code", "picture.png"], "picture.png is not text"),
-        (["code", "large.txt"], "large.txt has 1,200,000 bytes, more than the 1,000,000"),
+        (["code", "large.txt"], "large.txt has more than the 1,000,000 bytes"),
         (["code", "n" * 300], "name too long"),
         (["code", "-"], "standard input is blank"),
         (
@@ -284,7 +284,7 @@ def test_what_a_user_gets_wrong_is_one_line_and_2(
         ("CLH_ASSIGN__THRESHOLD", "2", "assign.threshold"),
         ("CLH_POLICY", "all", "policy"),
         ("CLH_NOTE_BYTES", "many", "note_bytes"),
-        ("CLH_NOTE_BYTES", "10", "more than the 10 of note_bytes"),
+        ("CLH_NOTE_BYTES", "10", "more than the 10 bytes of note_bytes"),
         ("CLH_DATA_DIR", "/dev/null/here", "set data_dir"),
         ("CLH_INDEX_FILES", '["no.xml"]', "no.xml"),
     ],
@@ -336,7 +336,7 @@ def test_a_server_profile_without_what_servers_need(
     monkeypatch.setitem(sys.modules, "langchain_openai", None)  # as if it were not installed
     done = run("code", note, "--profile", "vllm")
     assert done.code == 2
-    assert "pip install 'clh[serve]'" in done.complaint()
+    assert "pip install 'clh[server]'" in done.complaint()
 
 
 # --- the other commands --------------------------------------------------------------------------

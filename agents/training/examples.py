@@ -19,7 +19,6 @@ from types import MappingProxyType
 from typing import Annotated, Any, Literal, NamedTuple, Protocol, Self, TypeVar
 
 from pydantic import Field, TypeAdapter, ValidationError
-from spacy.tokens import Span as Tokens
 
 import prompts
 from agents.analyze import Quoted, Reply, extract_by_retrieval, find, windows
@@ -41,7 +40,7 @@ from clh.retrieval.lexical import expand
 from clh.schema import Candidate, Note, Shape, Span, Term
 from clh.training import loop, rewards
 from clh.training.language import Recipe, Task
-from clh.training.pairs import reported
+from clh.training.pairs import reported_code
 
 ShapeT = TypeVar("ShapeT", bound=Shape)
 
@@ -213,7 +212,7 @@ def asking(dataset: str, candidates: int) -> Context:
 
 def thoughtful(item: Item) -> Item:
     """The item with its thought in front of the reply."""
-    return item.model_copy(update={"reply": language.thinking(item.thought, item.reply)})
+    return item.model_copy(update={"reply": language.with_thinking(item.thought, item.reply)})
 
 
 def draw(
@@ -269,9 +268,9 @@ def ask(
 def said(examples: Sequence[Example], reader: Reader) -> set[str]:
     """The sentences of some documents, those of few words left out, as `key` names them."""
     return {
-        key(sentence.tokens.text)
+        key(sentence.text)
         for example in examples
-        for sentence in reader.sentences(example.note.text)
+        for sentence in reader.all_sentences(example.note.text)
     } - {""}
 
 
@@ -298,7 +297,7 @@ def located(example: Example, context: Context) -> tuple[list[Term], list[list[C
 
 def gold_codes(example: Example, context: Context) -> set[str | None]:
     """The note's codes, as locate reports them."""
-    return {reported(code, context.system) for code in example.codes}
+    return {reported_code(code, context.system) for code in example.codes}
 
 
 def evidence(example: Example, context: Context) -> list[Mark]:
@@ -306,7 +305,7 @@ def evidence(example: Example, context: Context) -> list[Mark]:
     return [
         Mark(start=span.start, end=span.end, code=code)
         for gold in dict.fromkeys(one.code for one in example.evidence)
-        if (code := reported(gold, context.system)) is not None
+        if (code := reported_code(gold, context.system)) is not None
         for span in example.spans(gold)
     ]
 
@@ -320,15 +319,15 @@ def _windows(
     unseen: Collection[str],
 ) -> Iterator[Window]:
     note, settings = example.note, context.settings
-    sentences = context.reader.sentences(note.text)
+    sentences = context.reader.all_sentences(note.text)
     named = [
         *_named_in_sentences(marks, terms, found, sentences, context),
         *_named_by_marks(note, marks, sentences, context),
     ]
     for window in windows(sentences, settings.analyze):
-        if any(key(sentence.tokens.text) in unseen for sentence in window):
+        if any(key(sentence.text) in unseen for sentence in window):
             continue
-        passage = note.span(window[0].tokens.start_char, window[-1].tokens.end_char)
+        passage = note.span(window[0].start, window[-1].end)
         quoted = {
             term.quote.start: one
             for term in named
@@ -395,18 +394,16 @@ def _named_by_marks(
         for sentence in sentences
         if _within(mark, sentence) and not _covers(mark, sentence)
     ]
-    mentions = [(one, _tokens(mark, one)) for mark, one in short]
     words = [" ".join(note.text[mark.start : mark.end].lower().split()) for mark, _ in short]
     found = search([expand(one) for one in words], context)
-    statuses = context.reader.statuses(mentions)
-    for (mark, sentence), near, status in zip(short, found, statuses, strict=True):
+    for (mark, sentence), near in zip(short, found, strict=True):
         codes = reported_codes(near, context)
         right = (one.matched for one, code in zip(near, codes, strict=True) if code == mark.code)
         yield Term(
             quote=note.span(mark.start, mark.end),
-            sentence=note.span(sentence.tokens.start_char, sentence.tokens.end_char),
+            sentence=note.span(sentence.start, sentence.end),
             lead_term=next(right, context.system[mark.code].title),
-            status=status,
+            status=sentence.mention(mark.start, mark.end).status,
         )
 
 
@@ -481,19 +478,11 @@ def meet(mark: Mark, span: Span) -> bool:
 
 
 def _covers(mark: Mark, sentence: Sentence) -> bool:
-    return mark.start <= sentence.tokens.start_char and sentence.tokens.end_char <= mark.end
-
-
-def _tokens(mark: Mark, sentence: Sentence) -> Tokens:
-    """The tokens that a mark within a sentence touches."""
-    touched = [
-        one for one in sentence.tokens if mark.start < one.idx + len(one) and one.idx < mark.end
-    ]
-    return sentence.tokens.doc[touched[0].i : touched[-1].i + 1]
+    return mark.start <= sentence.start and sentence.end <= mark.end
 
 
 def _within(mark: Mark, sentence: Sentence) -> bool:
-    return sentence.tokens.start_char <= mark.start and mark.end <= sentence.tokens.end_char
+    return sentence.start <= mark.start and mark.end <= sentence.end
 
 
 # --- how good a reply is ----------------------------------------------------------------------
@@ -510,7 +499,7 @@ class Heard(NamedTuple):
 def hear(item: Item, raw: str) -> Heard:
     """Read a reply; one that cannot be read is heard as such."""
     if isinstance(item, Question):
-        return Heard(language.spoken(raw) in ANSWERS)
+        return Heard(language.strip_thinking(raw) in ANSWERS)
     try:
         quoted = language.Reply.parse(raw, Reply).value.terms
     except ReplyError:
@@ -552,7 +541,7 @@ class Judge:
         found = zip(queries, search(queries, self._context), strict=True)
         leads = {said: reported_codes(near, self._context) for said, near in found}
         return [
-            float(language.spoken(raw) == language.spoken(asked.reply))
+            float(language.strip_thinking(raw) == language.strip_thinking(asked.reply))
             if isinstance(asked, Question)
             else one.usable
             * rewards.agreement(
@@ -608,7 +597,9 @@ async def outcomes(items: Sequence[Item], model: LanguageModel) -> list[Heard | 
     chosen = iter(await model.choose(_asked(items, Question), ANSWERS))
     written = iter(await model.chat(_asked(items, Window), Reply))
     return [
-        next(chosen)[0] if isinstance(one, Question) else hear(one, next(written).raw)
+        _probability_of_yes(next(chosen))
+        if isinstance(one, Question)
+        else hear(one, next(written).raw)
         for one in items
     ]
 
@@ -617,8 +608,14 @@ def _asked(items: Iterable[Item], kind: type[Item]) -> list[tuple[Message, ...]]
     return [one.messages for one in items if isinstance(one, kind)]
 
 
-def _likelier(shares: Sequence[float]) -> str:
-    return ANSWERS[shares.index(max(shares))]
+def _likelier(shares: Sequence[float] | ReplyError) -> str:
+    """The answer that a model would give, or what it replied instead."""
+    return shares.raw if isinstance(shares, ReplyError) else ANSWERS[shares.index(max(shares))]
+
+
+def _probability_of_yes(shares: Sequence[float] | ReplyError) -> float:
+    """As inference has it: where the model gives no verdict, nothing is supported."""
+    return 0.0 if isinstance(shares, ReplyError) else shares[0]
 
 
 async def score(items: Sequence[Item], model: LanguageModel) -> dict[str, float]:

@@ -1,121 +1,17 @@
-"""What all experiments share: their flags, and a folder in which a killed run goes on."""
+"""The folder of an experiment, in which a killed run goes on; files written whole or not at all."""
 
-import argparse
 import hashlib
 import json
 import os
-import shutil
 import subprocess
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from clh.errors import InputError
+from clh.files import atomic_write
 
-from clh.errors import ClhError, InputError
-
-RecipeT = TypeVar("RecipeT", bound=BaseModel)
-
-_FAILED, _BAD_INPUT = 1, 2
 _CONFIG = "config.json"
-
-
-class Recipe(BaseModel):
-    """Base of recipes: frozen, and no unknown names."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-def parser(doc: str, recipe: str) -> argparse.ArgumentParser:
-    """The flags of all experiments; `doc` is the script's docstring, `recipe` its settings file."""
-    flags = argparse.ArgumentParser(
-        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    flags.add_argument(
-        "--dataset", required=True, help="codiesp, jsonl, ...: data/README.md names them all"
-    )
-    flags.add_argument(
-        "--data-dir",
-        type=Path,
-        required=True,
-        help="the corpus in the publisher's layout, or what `make prepare-data` made of it",
-    )
-    flags.add_argument("--split", required=True, help="train, dev or test")
-    flags.add_argument("--output", type=Path, required=True, help="folder of the results")
-    flags.add_argument(
-        "--policy", choices=("encounter", "mention"), help="what counts; the dataset's own if none"
-    )
-    flags.add_argument(
-        "--unit",
-        choices=("encounter", "document"),
-        default="encounter",
-        help="all notes of an encounter together, or each with the codes it has evidence for",
-    )
-    flags.add_argument(
-        "--profile",
-        help="settings to start from, such as cpu or vllm; those fitted on the dataset if none",
-    )
-    flags.add_argument(
-        "--track", help="also log to a tracker that is installed: wandb (offline), mlflow, ..."
-    )
-    flags.add_argument("--limit", type=int, help="notes to use, a seeded sample; all if none")
-    flags.add_argument("--seed", type=int, default=0, help="of the sample and the resampling")
-    flags.add_argument(
-        "--recipe",
-        type=Path,
-        default=Path(__file__).parents[2] / recipe,
-        help=f"further settings; default: {recipe}",
-    )
-    return flags
-
-
-def learner(doc: str | None, recipe: str) -> argparse.ArgumentParser:
-    """The flags of all scripts that learn from a corpus; `doc` and `recipe` as for `parser`."""
-    flags = argparse.ArgumentParser(
-        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    flags.add_argument("--dataset", default="codiesp", help="default: codiesp")
-    flags.add_argument("--data-dir", type=Path, required=True, help="folder of the dataset")
-    flags.add_argument("--output", type=Path, required=True, help="folder of what is learned")
-    flags.add_argument("--limit", type=int, help="documents to use, for a quick look; all if none")
-    flags.add_argument(
-        "--recipe",
-        type=Path,
-        default=Path(__file__).parents[2] / recipe,
-        help=f"hyperparameters; default: {recipe}",
-    )
-    return flags
-
-
-def command(main: Callable[[], int | None]) -> None:
-    """Run a script's `main` and exit: what it raises on purpose is one line, not a traceback."""
-    try:
-        code = main()
-    except ModuleNotFoundError as error:
-        print(
-            f"{error.name} is not installed: `pip install 'clh[experiments]'`",
-            file=sys.stderr,
-        )
-        code = _BAD_INPUT
-    except ClhError as error:
-        print(error, file=sys.stderr)
-        code = _BAD_INPUT if isinstance(error, InputError) else _FAILED
-    sys.exit(code)
-
-
-def read_recipe(file: Path, shape: type[RecipeT]) -> RecipeT:
-    """A recipe's values; InputError, which names the value, when they do not fit the shape."""
-    import yaml
-
-    try:
-        return shape.model_validate(yaml.safe_load(file.read_text(encoding="utf-8")))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"{file} cannot be read: {' '.join(str(error).split())}") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(map(str, first["loc"])) or "recipe"
-        raise InputError(f"{file}, {name}: {first['msg']}") from error
 
 
 def git_commit() -> str:
@@ -135,19 +31,7 @@ def fingerprint(values: object) -> str:
 
 def write(file: Path, text: str) -> None:
     """Write a file whole or not at all."""
-    partial = file.with_name(file.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(file)
-
-
-def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
-    """Put what `write` writes in the place of `folder`, whole or not at all."""
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
-    partial.mkdir(parents=True)
-    write(partial)
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
+    atomic_write(file, text)
 
 
 def _git(*arguments: str) -> str:

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 from pydantic import Field, NonNegativeFloat, PositiveInt
 
 from clh.errors import InputError
-from clh.evaluation import runs
+from clh.evaluation import recipes
+from clh.files import write_folder
 from clh.models import weights
 from clh.models.language import LanguageModel, LocalModel, Message
 from clh.training import loop
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 Task = Literal["analyze", "verify"]
 
 
-class Lora(runs.Recipe):
+class Lora(recipes.Recipe):
     """The adapter. Source: Hu et al. 2022, LoRA: Low-Rank Adaptation of Large Language Models."""
 
     rank: PositiveInt
@@ -142,7 +143,7 @@ def load(
             )
         return Student(folder, model, tokenizer, None)
     # Weights that stay as they are may be coarse; those that take small steps may not.
-    dtype = torch.float32 if lora is None else weights.fast_dtype()
+    dtype = torch.float32 if lora is None else weights.fast_dtype(weights.pick_device())
     adapter = (
         None
         if lora is None
@@ -231,7 +232,7 @@ def train(
     def scores() -> Mapping[str, float]:
         with TemporaryDirectory(dir=folder) as cache:
             saved = Path(cache) / "model"
-            runs.write_folder(saved, lambda to: save(trainer, here, to))
+            write_folder(saved, lambda to: save(trainer, here, to))
             return score(
                 LocalModel(
                     str(saved), Path(cache), max_tokens=recipe.reply_tokens, think=recipe.think
@@ -253,8 +254,8 @@ def save(trainer: "Trainer", recipe: Recipe, folder: Path) -> None:
         tokenizer: Any = trainer.processing_class
         tokenizer.save_pretrained(folder)
         return
-    weights = get_peft_model_state_dict(model, save_embedding_layers=False)
-    halves = {name: one.to("cpu", torch.float16).contiguous() for name, one in weights.items()}
+    adapter = get_peft_model_state_dict(model, save_embedding_layers=False)
+    halves = {name: one.to("cpu", torch.float16).contiguous() for name, one in adapter.items()}
     save_file(halves, folder / weights.ADAPTER_WEIGHTS, metadata={"format": "pt"})
     config = {
         "peft_type": "LORA",

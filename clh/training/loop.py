@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from clh.evaluation import runs
+from clh.evaluation import recipes, runs
+from clh.files import write_folder
 from clh.models import weights
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ _CHECKPOINT, _STATE = "checkpoint", "trainer_state.json"  # as transformers name
 _NO_MEANS = frozenset({"epoch", "step", "num_tokens"})  # of steps, that say nothing of an epoch
 
 
-class Recipe(runs.Recipe):
+class Recipe(recipes.Recipe):
     """What all recipes of such runs say."""
 
     base: str
@@ -42,8 +43,8 @@ class Recipe(runs.Recipe):
 
 
 def parser(doc: str | None, recipe: str) -> argparse.ArgumentParser:
-    """The flags of these scripts, as for `runs.learner`."""
-    flags = runs.learner(doc, recipe)
+    """The flags of these scripts, as for `training_parser`."""
+    flags = recipes.training_parser(doc, recipe)
     flags.add_argument(
         "--unseen",
         nargs="*",
@@ -68,7 +69,7 @@ def settings(recipe: Recipe, folder: Path) -> dict[str, Any]:
         "weight_decay": recipe.weight_decay,
         "max_grad_norm": recipe.clip,
         "gradient_checkpointing": recipe.gradient_checkpointing,
-        "bf16": weights.fast_dtype() == torch.bfloat16,
+        "bf16": weights.fast_dtype(weights.pick_device()) == torch.bfloat16,
         "use_cpu": not torch.accelerator.is_available(),
         "dataloader_pin_memory": torch.accelerator.is_available(),
         "save_strategy": "steps",
@@ -127,7 +128,7 @@ def train(
             self._log.append({"epoch": epoch, **means, **scores, "seconds": seconds})
             tqdm.write(json.dumps({k: round(v, 4) for k, v in self._log[-1].items()}))
             if epoch and scores[BEST] == max(one[BEST] for one in self._log[1:]):
-                runs.write_folder(folder / "best", save)
+                write_folder(folder / "best", save)
             runs.write(folder / _LOG, "".join(json.dumps(one) + "\n" for one in self._log))
             self._started = time.perf_counter()
 

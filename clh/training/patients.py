@@ -34,10 +34,10 @@ from torch.nn.functional import normalize
 
 from clh.document.reader import Reader
 from clh.errors import InputError
-from clh.evaluation import metrics, runs
+from clh.evaluation import metrics, recipes
 from clh.evaluation.metrics import Scored
 from clh.evaluation.stages import CUTOFFS
-from clh.models.embedder import Tower, Vectors
+from clh.models.embedder import Embedder, Vectors
 from clh.training.losses import contrast, matryoshka
 from clh.training.patient_tower import EhrTower, PatientTower, Scaler
 
@@ -48,7 +48,7 @@ BEST = "map"  # on val, by which the best epoch is kept: it tells rankings of fe
 _LONGEST_CELL = 2**31 - 1  # characters; Python's csv would stop at 131,072
 
 
-class Recipe(runs.Recipe):
+class Recipe(recipes.Recipe):
     """What recipes/train_patients.yaml says."""
 
     hidden: PositiveInt
@@ -197,10 +197,10 @@ def _rows(file: Path, shape: type[_Row]) -> Iterator[tuple[str, _Row]]:
 # --- what the tower reads --------------------------------------------------------------------
 
 
-def note_vectors(notes: Sequence[str], tower: Tower) -> Tensor:
+def note_vectors(notes: Sequence[str], tower: Embedder) -> Tensor:
     """One row per note, the normalised mean of its sentences' vectors; 0 where nothing is said."""
     reader = Reader()
-    sentences = [[one.tokens.text for one in reader.sentences(note)] for note in notes]
+    sentences = [[sentence.text for sentence in reader.all_sentences(note)] for note in notes]
     encoded = torch.from_numpy(tower.encode([text for note in sentences for text in note]))
     parts = encoded.split_with_sizes([len(note) for note in sentences])
     return normalize(torch.stack([part.sum(dim=0) for part in parts]), dim=1)
@@ -232,7 +232,7 @@ class Codes:
 class Part:
     """The encounters of a split, as the tower reads them."""
 
-    def __init__(self, encounters: Sequence[Encounter], tower: Tower) -> None:
+    def __init__(self, encounters: Sequence[Encounter], tower: Embedder) -> None:
         """Encode their notes."""
         self.encounters = encounters
         self.texts = note_vectors([one.text for one in encounters], tower)

@@ -20,19 +20,22 @@ from clh.config import Settings
 from clh.corpora import Example
 from clh.document.reader import Reader
 from clh.errors import InputError
-from clh.evaluation import metrics, runs
+from clh.evaluation import metrics, recipes
 from clh.evaluation.metrics import Scored
 from clh.icd.tabular import CodeSystem
 from clh.models import weights
-from clh.models.embedder import TextEncoder, TextTower, Tower, Vectors
+from clh.models.embedder import Embedder, Vectors
 from clh.retrieval.index import open_index
 from clh.retrieval.lexical import query
 from clh.training.attention import LabelAttention, Tokens, read_tokens
+from clh.training.towers import TextEncoder, TextTower
 
 CHOSEN_BY = "map"  # of the held-out notes, by which the best epoch is kept
 
+_BATCH = 128  # sentences encoded at once
 
-class Head(runs.Recipe):
+
+class Head(recipes.Recipe):
     """A head, and how it is trained."""
 
     pooling: Literal["label-aware", "mean"]
@@ -43,7 +46,7 @@ class Head(runs.Recipe):
     weight_decay: NonNegativeFloat
 
 
-class Recipe(runs.Recipe):
+class Recipe(recipes.Recipe):
     """What recipes/attention_*.yaml say."""
 
     shortlist: PositiveInt
@@ -96,7 +99,7 @@ class Retriever:
     def __init__(
         self,
         encoder: TextEncoder,
-        tower: Tower,
+        tower: Embedder,
         max_tokens: int,
         codes: CodeVectors,
         system: CodeSystem,
@@ -111,10 +114,8 @@ class Retriever:
         """The towers of the settings; the index is built unless the cache has it."""
         name, max_tokens = settings.towers.query, settings.towers.max_tokens
         folder = weights.resolve(name, settings.cache_dir)
-        encoder = TextEncoder.load(folder, weights.fast_dtype()).eval()
-        tower = TextTower(
-            encoder, weights.model_id(name, folder), max_tokens, settings.towers.batch
-        )
+        encoder = TextEncoder.load(folder, weights.fast_dtype("cpu")).eval()
+        tower = TextTower(encoder, weights.model_id(name, folder), max_tokens, _BATCH)
         index = open_index(settings, system)
         codes = CodeVectors([code for code, _ in index.pairs], index.vectors())
         return cls(encoder, tower, max_tokens, codes, system)
@@ -126,8 +127,8 @@ class Retriever:
         """
         note, system = example.note, self._system
         sentences = [
-            note.span(one.tokens.start_char, one.tokens.end_char)
-            for one in self._reader.sentences(note.text)
+            note.span(sentence.start, sentence.end)
+            for sentence in self._reader.sentences(note.text)
         ]
         if not sentences:
             raise InputError(f"{example.id} says nothing: leave it out")
@@ -142,7 +143,7 @@ class Retriever:
         spans = np.array([(one.start, one.end) for one in sentences])
         return Shortlist(
             id=example.id,
-            gold=frozenset(system.stem(one) if one in system else one for one in example.codes),
+            gold=frozenset(system.stem_or_self(code) for code in example.codes),
             tokens=read_tokens(self.encoder, sentences, self._max_tokens),
             codes=tuple(self._codes.codes[places].tolist()),
             vectors=torch.from_numpy(self._codes.vectors[places]),

@@ -24,16 +24,17 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from clh.errors import InputError, ModelError
-from clh.evaluation import metrics, runs
+from clh.evaluation import metrics, recipes
 from clh.evaluation.metrics import Scored
 from clh.evaluation.stages import CUTOFFS
+from clh.files import write_folder
 from clh.icd.index import IndexTerm
 from clh.icd.tabular import CodeSystem
 from clh.models import weights
-from clh.models.embedder import TextEncoder
 from clh.retrieval.lexical import searchable
 from clh.training.losses import backpropagate, contrast, matryoshka
-from clh.training.pairs import Pair, reported
+from clh.training.pairs import Pair, reported_code
+from clh.training.towers import TextEncoder
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
 _OPTIMIZER, _STATE = "optimizer.safetensors", "state.json"
 
 
-class Recipe(runs.Recipe):
+class Recipe(recipes.Recipe):
     """What recipes/train_retriever.yaml says."""
 
     base: str
@@ -108,7 +109,7 @@ class Data:
                 raise InputError(f"{len(pool)} {name} to learn from, {size} in a batch: lower it")
         texts: defaultdict[str, list[str]] = defaultdict(list)
         for code, text in searchable(system, index):
-            answer = reported(code, system)
+            answer = reported_code(code, system)
             if answer is not None and text not in texts[answer]:
                 texts[answer].append(text)
         self.titles = {code: system[code].title for code in texts}
@@ -155,7 +156,7 @@ class Relations:
         if code not in self._families:
             system = self._system
             around = [*system.ancestors(code), *system.descendants(code)]
-            answers = {reported(one, system) for one in around}
+            answers = {reported_code(one, system) for one in around}
             self._families[code] = frozenset(one for one in answers if one is not None)
         return self._families[code]
 
@@ -265,11 +266,11 @@ class Training:
             )
             (to / _STATE).write_text(json.dumps(log), encoding="utf-8")
 
-        runs.write_folder(folder, write)
+        write_folder(folder, write)
 
     def export(self, folder: Path) -> None:
         """Write the towers as they ship: float16."""
-        runs.write_folder(folder, lambda to: self._encoder.save(to, torch.float16))
+        write_folder(folder, lambda to: self._encoder.save(to, torch.float16))
 
     def restore(self, folder: Path) -> list[dict[str, float]]:
         """Go on from a checkpoint, whose weights the encoder has; returns the epochs so far."""
@@ -330,7 +331,8 @@ class Training:
     def _encode(self, texts: Sequence[str]) -> Tensor:
         """Vectors without gradients, in the order of the texts, not normalised."""
         # A copy in the dtype of the search, which is faster and what the towers will be used in.
-        encoder = deepcopy(self._encoder).to(weights.fast_dtype()).eval()
+        dtype = weights.fast_dtype(self._accelerator.device.type)
+        encoder = deepcopy(self._encoder).to(dtype).eval()
         chunks, order = _chunks(texts, 2 * self._recipe.chunk)
         with torch.no_grad():
             return torch.cat([self._vectors(encoder, chunk) for chunk in chunks])[order]

@@ -1,14 +1,13 @@
-"""What experiments share: a folder that a killed run leaves whole, recipes, exit codes."""
+"""What experiments share: a folder that a killed run leaves whole."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clh.errors import ClhError, InputError
+from clh.errors import InputError
 from clh.evaluation import runs
 
 FILES = ("steps.jsonl", "predictions.jsonl")
@@ -63,67 +62,6 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     with pytest.raises(UnicodeEncodeError):
         runs.write(file, "half \ud800")
     assert file.read_text() == "before"
-
-
-class Learning(runs.Recipe):
-    rate: float
-
-
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ("", "recipe: "),
-        ("- a\n- b\n", "recipe: "),
-        ("rate: [", "cannot be read: "),
-        ("\xff", "cannot be read: "),
-        ("rate: fast", "rate: "),
-        ("rate: 1\nspeed: 2", "speed: "),
-        ("{}", "rate: Field required"),
-    ],
-)
-def test_what_is_wrong_in_a_recipe_is_named(tmp_path: Path, text: str, said: str) -> None:
-    file = tmp_path / "recipe.yaml"
-    file.write_bytes(text.encode("latin-1"))
-    with pytest.raises(InputError, match=rf"recipe\.yaml,? {said}") as error:
-        runs.read_recipe(file, Learning)
-    assert "\n" not in str(error.value)
-
-
-def test_a_recipe_is_read(tmp_path: Path) -> None:
-    file = tmp_path / "recipe.yaml"
-    file.write_text("rate: 1.5  # fast\n")
-    assert runs.read_recipe(file, Learning).rate == 1.5
-    with pytest.raises(InputError, match=r"none\.yaml cannot be read"):
-        runs.read_recipe(tmp_path / "none.yaml", Learning)
-
-
-def fail(error: Exception) -> Callable[[], int]:
-    def main() -> int:
-        raise error
-
-    return main
-
-
-@pytest.mark.parametrize(
-    ("main", "code", "said"),
-    [
-        (lambda: 0, 0, ""),
-        (lambda: 1, 1, ""),
-        (fail(InputError("no such split")), 2, "no such split\n"),
-        (fail(ClhError("weights are damaged")), 1, "weights are damaged\n"),
-        (
-            fail(ModuleNotFoundError(name="sklearn")),
-            2,
-            "sklearn is not installed: `pip install 'clh[experiments]'`\n",
-        ),
-    ],
-)
-def test_a_script_ends_with_one_line(
-    capsys: pytest.CaptureFixture[str], main: Callable[[], int], code: int, said: str
-) -> None:
-    with pytest.raises(SystemExit) as ended:
-        runs.command(main)
-    assert (ended.value.code, capsys.readouterr().err) == (code, said)
 
 
 def test_the_fingerprint_is_of_values_not_of_their_order() -> None:

@@ -16,15 +16,15 @@ import yaml
 from clh.config import Settings
 from clh.corpora import Evidence, Example
 from clh.errors import InputError
-from clh.evaluation import runs
+from clh.evaluation import recipes
 from clh.evaluation.metrics import Scored, compare, set_scores
 from clh.evaluation.stages import read_predictions
 from clh.icd.tabular import CodeSystem
-from clh.models.embedder import TextEncoder, TextTower
 from clh.retrieval.lexical import searchable
 from clh.schema import Note
 from clh.training import rerank
 from clh.training.attention import LabelAttention, Tokens
+from clh.training.towers import TextEncoder, TextTower
 from tests.fakes import tiny_encoder, toy_system
 
 ROOT = Path(__file__).parents[2]
@@ -110,7 +110,7 @@ def rows(output: Path, name: str) -> list[Scored]:
 
 
 def test_the_recipes_differ_in_one_thing() -> None:
-    laa, mean, plain = (runs.read_recipe(file, rerank.Recipe) for file in RECIPES.values())
+    laa, mean, plain = (recipes.read_recipe(file, rerank.Recipe) for file in RECIPES.values())
     assert laa.head is not None
     assert laa.head.pooling == "label-aware"
     assert mean == laa.model_copy(update={"head": laa.head.model_copy(update={"pooling": "mean"})})
@@ -118,7 +118,7 @@ def test_the_recipes_differ_in_one_thing() -> None:
 
 
 def test_what_is_held_out_is_what_the_towers_held_out() -> None:
-    recipe = runs.read_recipe(RECIPES["laa"], rerank.Recipe)
+    recipe = recipes.read_recipe(RECIPES["laa"], rerank.Recipe)
     towers = yaml.safe_load((RECIPES["laa"].parent / "train_retriever.yaml").read_text())
     assert (recipe.held_out, recipe.seed) == (towers["held_out"], towers["seed"])
 

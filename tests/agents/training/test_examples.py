@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 import yaml
+from agents.context import Context
 from hypothesis import given
 from hypothesis import strategies as st
 
 from agents import analyze, verify
-from agents.context import Context
 from agents.locate import search
 from agents.state import Trace
 from agents.training.examples import (
@@ -32,7 +32,7 @@ from agents.training.examples import (
 from clh import corpora
 from clh.corpora import Evidence, Example
 from clh.errors import InputError
-from clh.models.language import LocalModel, spoken, thinking
+from clh.models.language import LocalModel, strip_thinking, with_thinking
 from clh.schema import Note, Policy
 from clh.training.language import Recipe, SupervisedRecipe, Task
 from tests.conftest import MakeContext
@@ -135,7 +135,7 @@ def test_a_note_that_speaks_of_thoughts(context: MakeContext) -> None:
         learned = thoughtful(item)
         thought = learned.reply.removesuffix(item.reply)
         assert re.fullmatch("<think>[^<]+</think>\n", thought)
-        assert spoken(learned.reply) == item.reply
+        assert strip_thinking(learned.reply) == item.reply
         assert hear(item, learned.reply) == hear(item, item.reply)
 
 
@@ -347,11 +347,11 @@ DOG = ("dog", "Sprain")
         (1, "yes", (1, 1, 1)),
         (1, "no", (1, 1, 0)),
         (1, "yes, because it says so", (0, 0, 0)),
-        (0, thinking("cough", reply(COUGH)), (1, 1, 0.5)),
-        (1, thinking("cough", "yes"), (1, 1, 1)),
-        (1, thinking("cough", "no"), (1, 1, 0)),
+        (0, with_thinking("cough", reply(COUGH)), (1, 1, 0.5)),
+        (1, with_thinking("cough", "yes"), (1, 1, 1)),
+        (1, with_thinking("cough", "no"), (1, 1, 0)),
         (1, "<think>cough yes", (0, 0, 0)),
-        (1, thinking("cough", thinking("cough", "yes")), (0, 0, 0)),
+        (1, with_thinking("cough", with_thinking("cough", "yes")), (0, 0, 0)),
         (2, "no", (1, 1, 1)),
         (2, "", (0, 0, 0)),
     ],
@@ -443,8 +443,8 @@ async def test_mistakes_of_a_model_that_thinks_are_kept_with_its_thoughts(
     assert [one is None for one in found[1:]].count(True) == 1  # it says the same to both
     for item, one in zip(judge.items, found, strict=True):
         if one is not None:
-            assert one.reply == thinking(item.thought, item.reply)
+            assert one.reply == with_thinking(item.thought, item.reply)
             [thought] = await model.think([item.messages])
             assert one.rejected.startswith(thought)
             assert hear(item, one.rejected).usable
-            assert spoken(one.rejected) != item.reply
+            assert strip_thinking(one.rejected) != item.reply
