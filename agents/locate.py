@@ -6,7 +6,7 @@ from typing import Self
 
 from clh.config import Locate, Settings
 from clh.icd.tabular import CodeSystem, load_tabular
-from clh.models.embedder import Tower, load_tower
+from clh.models.embedder import Embedder, load_embedder
 from clh.retrieval import hybrid
 from clh.retrieval.index import CodeIndex, open_index
 from clh.retrieval.prior import Prior
@@ -18,7 +18,7 @@ class Retriever:
 
     def __init__(
         self,
-        embedder: Tower,
+        embedder: Embedder,
         index: CodeIndex,
         prior: Prior | None,
         system: CodeSystem,
@@ -40,7 +40,7 @@ class Retriever:
         index = open_index(settings, system, progress)
         name = settings.locate.prior
         prior = Prior.load(name, index, system) if name else None
-        embedder = load_tower(settings.towers.query, settings)
+        embedder = load_embedder(settings.towers.query, settings)
         return cls(embedder, index, prior, system, settings.locate)
 
     async def locate(self, terms: Sequence[Term]) -> list[list[Candidate]]:

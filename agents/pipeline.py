@@ -36,11 +36,12 @@ from clh.errors import ClhError, InputError
 from clh.icd.rules import CodeBook, load_code_book
 from clh.icd.tabular import CodeSystem, load_tabular
 from clh.models import language
-from clh.models.embedder import Tower, load_tower
+from clh.models.embedder import Embedder, load_embedder
 from clh.models.language import LanguageModel
 from clh.models.logistic import Logistic
-from clh.models.reranker import load_crossencoder
+from clh.models.reranker import load_reranker
 from clh.retrieval.index import CodeIndex, open_index
+from clh.retrieval.lexical import forget_texts
 from clh.retrieval.prior import Prior
 from clh.schema import AGENTS, Agent, AgentError, CodedNote, Note
 
@@ -62,7 +63,7 @@ class Pipeline:
     settings: Settings
     book: CodeBook
     reader: Reader
-    embedder: Tower
+    embedder: Embedder
     """Of queries."""
 
     index: CodeIndex
@@ -100,7 +101,7 @@ class Pipeline:
             settings,
             book=load_code_book(settings.rules.edits),
             reader=Reader(),
-            embedder=load_tower(settings.towers.query, settings),
+            embedder=load_embedder(settings.towers.query, settings),
             index=index,
             prior=Prior.load(settings.locate.prior, index, system)
             if settings.locate.prior
@@ -116,7 +117,7 @@ class Pipeline:
         *,
         book: CodeBook,
         reader: Reader,
-        embedder: Tower,
+        embedder: Embedder,
         index: CodeIndex,
         prior: Prior | None,
         model: LanguageModel | None,
@@ -212,13 +213,16 @@ class Pipeline:
     ) -> Coded:
         state: State = {}
         # Patient text must not reach the tracing server of a user's other projects.
-        with tracing_context(enabled=False):
-            async for kind, value in graph.astream(given, stream_mode=["updates", "values"]):
-                if kind == "values":
-                    state = value  # type: ignore[assignment]
-                elif on_step is not None:
-                    for name in value:
-                        on_step(name)
+        try:
+            with tracing_context(enabled=False):
+                async for kind, value in graph.astream(given, stream_mode=["updates", "values"]):
+                    if kind == "values":
+                        state = value  # type: ignore[assignment]
+                    elif on_step is not None:
+                        for name in value:
+                            on_step(name)
+        finally:
+            forget_texts()
         return Coded(state["coded_note"], state)
 
     def _build_graph(self, agents: Iterable[Agent]) -> Graph:
@@ -339,7 +343,7 @@ def serve_graph() -> Graph:
 def _build_analyzer(
     settings: Settings,
     reader: Reader,
-    embedder: Tower,
+    embedder: Embedder,
     index: CodeIndex,
     prior: Prior | None,
     model: LanguageModel | None,
@@ -355,7 +359,7 @@ def _build_verifier(
     settings: Settings,
     system: CodeSystem,
     index: CodeIndex,
-    embedder: Tower,
+    embedder: Embedder,
     model: LanguageModel | None,
 ) -> Verifier:
     verify = settings.verify
@@ -367,7 +371,7 @@ def _build_verifier(
     if verify.source == "retrieval":
         return retrieval
     reranking = verify.reranking
-    reranker = load_crossencoder(reranking.model, settings)
+    reranker = load_reranker(reranking.model, settings)
     return RerankingVerifier(retrieval, reranker, Logistic.load(reranking.model), reranking.top_k)
 
 

@@ -74,7 +74,7 @@ class Towers(Section):
     query: str
     code: str
     max_tokens: Positive
-    batch: Positive
+    batch_tokens: Positive
 
 
 class Llm(Section):
@@ -153,7 +153,7 @@ class Reranking(Section):
     model: str
     top_k: Positive
     max_tokens: Positive
-    batch: Positive
+    batch_tokens: Positive
 
 
 class LlmVerification(Section):

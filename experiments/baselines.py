@@ -79,9 +79,10 @@ class Bm25(recipes.Recipe):
 
 
 class Minilm(recipes.Recipe):
-    """The encoder, and how many texts are kept for a note."""
+    """The encoder, the tokens it reads of a text, and how many texts are kept for a note."""
 
     model: str
+    max_tokens: PositiveInt
     kept: PositiveInt
 
 
@@ -139,7 +140,7 @@ def main() -> int:
         "keyword": lambda _, notes: keyword(notes, titles),
         "index": lambda _, notes: keyword(notes, entries),
         "bm25": lambda _, notes: bm25(notes, titles, recipe.bm25),
-        "minilm": lambda _, notes: minilm(notes, titles, system, recipe.minilm),
+        "minilm": lambda _, notes: minilm(notes, titles, recipe.minilm),
     }
     if unknown := set(arguments.only or ()) - baselines.keys():
         choices = ", ".join(baselines)
@@ -322,25 +323,20 @@ def bm25(notes: Sequence["Example"], texts: Texts, recipe: Bm25) -> list[Scores]
     return [ranked(note) for note in notes]
 
 
-def minilm(
-    notes: Sequence["Example"], texts: Texts, system: "CodeSystem", recipe: Minilm
-) -> list[Scores]:
-    """Cosine similarity to sentences; a code's best text in its best sentence counts.
+def minilm(notes: Sequence["Example"], texts: Texts, recipe: Minilm) -> list[Scores]:
+    """Cosine similarity to sentences; a code's best text in its best sentence counts."""
+    from sentence_transformers import SentenceTransformer
 
-    `texts` are those of the code index, in its order; the search is exact.
-    """
     from clh.config import Settings
-    from clh.models.embedder import load_tower
-    from clh.models.weights import silence_bars
-    from clh.retrieval.index import open_index
+    from clh.models import weights
 
-    silence_bars()
-    both = {"query": recipe.model, "code": recipe.model}
-    settings = Settings.load(towers=both, index_files=())
-    of_texts = open_index(settings, system).vectors()
+    weights.silence_bars()
+    model = SentenceTransformer(str(weights.resolve(recipe.model, Settings.load().cache_dir)))
+    model.max_seq_length = recipe.max_tokens
+    of_texts = model.encode([text for _, text in texts], normalize_embeddings=True)
     sentences = [_sentences(note) for note in notes]
-    of_sentences = load_tower(recipe.model, settings).encode(
-        [sentence for note in sentences for sentence in note]
+    of_sentences = model.encode(
+        [sentence for note in sentences for sentence in note], normalize_embeddings=True
     )
     scores: list[Scores] = []
     start = 0

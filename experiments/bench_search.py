@@ -68,14 +68,14 @@ def main() -> int:
 
     from clh.config import Settings
     from clh.icd.tabular import load_tabular
-    from clh.models.embedder import load_tower
+    from clh.models.embedder import load_embedder
     from clh.retrieval.index import CodeIndex, open_index
 
     settings = Settings.load()
     locate = settings.locate
     system = load_tabular()
     index = open_index(settings, system)
-    tower = load_tower(settings.towers.query, settings)
+    tower = load_embedder(settings.towers.query, settings)
     tower.encode(texts[:1])
     embed = milliseconds([timed(tower.encode, [text]) for text in texts])
     queries = tower.encode(texts)

@@ -5,7 +5,7 @@
 
 All are asked the same questions, drawn as run_training.py draws its own: analyze's about windows of
 a note, verify's about candidates. `--thinking` adds models that think before they reply, and
-`--encoder` a cross-encoder, which can answer verify's. 95% intervals, and those of the differences
+`--encoder` a reranker, which can answer verify's. 95% intervals, and those of the differences
 to the first model, are bootstrapped by document.
 
 Writes EVAL/metrics.json and table.md.
@@ -52,7 +52,7 @@ def main() -> int:
     from agents.training import examples
     from clh import corpora
     from clh.models.language import LocalModel
-    from clh.models.reranker import load_crossencoder
+    from clh.models.reranker import load_reranker
 
     recipe = recipes.read_recipe(arguments.recipe, LanguageEvaluationRecipe, arguments.set)
     given = arguments.data_dir, arguments.split, arguments.unit, arguments.limit, arguments.seed
@@ -85,10 +85,10 @@ def main() -> int:
             }
         )
     if arguments.encoder:
-        encoder = load_crossencoder(arguments.encoder, context.settings)
+        encoder = load_reranker(arguments.encoder, context.settings)
         started = time.perf_counter()
         asked.append((*questions,))
-        got.append(encoder.logits([one.texts for one in questions]).tolist())
+        got.append(encoder.score([one.texts for one in questions]).tolist())
         seconds = (time.perf_counter() - started) / len(questions)
         rows.append({"model": encoder.id, "seconds_a_question": seconds})
     answered = list(zip(asked, got, strict=True))

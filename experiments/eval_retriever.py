@@ -57,7 +57,7 @@ def main() -> int:
     from clh.evaluation import metrics, stages
     from clh.evaluation.metrics import Scored
     from clh.icd.tabular import load_tabular
-    from clh.models.embedder import load_tower
+    from clh.models.embedder import load_embedder
     from clh.retrieval.index import open_index
     from clh.training.pairs import sentence_pairs
 
@@ -74,7 +74,7 @@ def main() -> int:
     for name in arguments.towers:
         settings = Settings.load(arguments.profile or "cpu", towers={"query": name, "code": name})
         index = open_index(settings, system)
-        tower = load_tower(name, settings)
+        tower = load_embedder(name, settings)
         asked, stored = tower.encode(queries), index.vectors()
         codes = [code for code, _ in index.pairs]
         whole = stored.shape[1]

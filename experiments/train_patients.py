@@ -44,15 +44,15 @@ def main() -> int:
     from clh.cache import sha256
     from clh.config import Settings
     from clh.evaluation import metrics
-    from clh.models.embedder import load_tower
+    from clh.models.embedder import load_embedder
     from clh.training import patients
 
     recipe = recipes.read_recipe(arguments.recipe, patients.Recipe, arguments.set)
     files = {name: getattr(arguments, name) for name in FILES}
     tables = patients.read_tables(*files.values())
     settings = Settings.load()
-    query = load_tower(settings.towers.query, settings)
-    code = load_tower(settings.towers.code, settings)
+    query = load_embedder(settings.towers.query, settings)
+    code = load_embedder(settings.towers.code, settings)
     codes = patients.Codes(list(tables.texts), code.encode(list(tables.texts.values())))
     parts = {split: patients.Part(some, query) for split, some in tables.encounters.items() if some}
     with tqdm(total=recipe.epochs, unit="epoch", disable=None) as bar:

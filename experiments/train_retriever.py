@@ -38,9 +38,9 @@ def main() -> int:
     from clh.icd.index import read_index
     from clh.icd.tabular import load_tabular
     from clh.models import weights
-    from clh.models.embedder import TextEncoder
     from clh.training.pairs import index_pairs, read_abbreviations, sentence_pairs
     from clh.training.retriever import Data, Recipe, Training
+    from clh.training.towers import TextEncoder
 
     recipe = recipes.read_recipe(arguments.recipe, Recipe, arguments.set)
     fast = weights.fast_dtype(weights.pick_device()) == torch.bfloat16

@@ -34,15 +34,15 @@ def main() -> int:
     arguments = recipes.parse_arguments(flags)
 
     from agents.training import rerank_pairs
-    from clh.models.reranker import load_crossencoder
+    from clh.models.reranker import load_reranker
 
     recipe = recipes.read_recipe(arguments.recipe, reranker.Recipe, arguments.set)
     lessons = rerank_pairs.prepare(arguments, recipe)
     best = lessons.folder.path / "best"
     if arguments.encoder is None:
         train(lessons, recipe)
-    encoder = load_crossencoder(arguments.encoder or str(best), lessons.context.settings)
-    logits = encoder.logits([one.texts for one in lessons.held_out if one.likely])
+    encoder = load_reranker(arguments.encoder or str(best), lessons.context.settings)
+    logits = encoder.score([one.texts for one in lessons.held_out if one.likely])
     weights, report = weigh(lessons, logits.tolist(), recipe)
     best.mkdir(exist_ok=True)
     runs.write(best / "model.json", json.dumps(weights, indent=2) + "\n")
@@ -59,7 +59,7 @@ def train(lessons: "Lessons", recipe: reranker.Recipe) -> None:
     from transformers import set_seed
 
     from clh.models import weights
-    from clh.models.reranker import CrossEncoder, open_crossencoder
+    from clh.training.reranker import CrossEncoder, open_crossencoder
 
     folder, settings = lessons.folder.path, lessons.context.settings
     set_seed(recipe.seed)
@@ -78,7 +78,7 @@ def train(lessons: "Lessons", recipe: reranker.Recipe) -> None:
     likely = [one for one in lessons.held_out if one.likely]
 
     def scored() -> dict[str, float]:
-        encoder = CrossEncoder(model, tokenizer, "", verify.max_tokens, verify.batch)
+        encoder = CrossEncoder(model, tokenizer, "", verify.max_tokens, batch=32)
         logits = encoder.logits([one.texts for one in likely])
         return scores([one.right for one in likely], logits)
 

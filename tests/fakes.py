@@ -82,7 +82,7 @@ class ToyTower:
     def encode(
         self, texts: Sequence[str], progress: Callable[[int], None] | None = None
     ) -> Vectors:
-        """See `clh.models.embedder.Tower.encode`; texts without content share a direction."""
+        """See `clh.models.embedder.Embedder.encode`; texts without content share a direction."""
         vectors = np.zeros((len(texts), self.dimensions), dtype=np.float32)
         for row, text in enumerate(texts):
             vectors[row] = sum(map(self._direction, sorted(content_words(text)) or [""]))

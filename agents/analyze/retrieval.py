@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from agents.node import Trace
 from clh.config import RetrievalAnalysis
 from clh.document.reader import Mention, Reader, Sentence
-from clh.models.embedder import Tower
+from clh.models.embedder import Embedder
 from clh.retrieval.index import CodeIndex, Hit
 from clh.retrieval.lexical import content_words, expand
 from clh.retrieval.prior import Prior
@@ -35,7 +35,7 @@ class RetrievalAnalyzer:
         self,
         settings: RetrievalAnalysis,
         reader: Reader,
-        embedder: Tower,
+        embedder: Embedder,
         index: CodeIndex,
         prior: Prior | None,
     ) -> None:

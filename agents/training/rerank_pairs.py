@@ -9,13 +9,14 @@ from dataclasses import dataclass, replace
 from pydantic import TypeAdapter
 from tqdm import tqdm
 
-from agents.context import Context, logit
+from agents.context import Context
 from agents.training import examples
 from agents.verify import rerank_key, score_candidates, select_for_reranking, texts
 from clh.config import Settings
 from clh.corpora import Example
 from clh.evaluation import runs
 from clh.icd.tabular import load_tabular
+from clh.models.logistic import logit
 from clh.retrieval.index import open_index
 from clh.schema import Candidate, Shape, Span, Term
 from clh.training.priors import recount

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from agents.node import Trace
 from agents.verify.retrieval import RetrievalVerifier
 from clh.models.logistic import Logistic, logit
-from clh.models.reranker import CrossEncoder
+from clh.models.reranker import Reranker
 from clh.schema import Candidate, Finding, Term, Verdict
 
 
@@ -14,7 +14,7 @@ class RerankingVerifier:
     """Combines the retrieval verifier's probability with the logit of a reranker."""
 
     def __init__(
-        self, retrieval: RetrievalVerifier, reranker: CrossEncoder, calibrator: Logistic, top_k: int
+        self, retrieval: RetrievalVerifier, reranker: Reranker, calibrator: Logistic, top_k: int
     ) -> None:
         """The reranker reads the `top_k` best codes of a note; `calibrator` combines the scores."""
         self.id = f"{reranker.id} + {calibrator.id} + {retrieval.id}"
@@ -42,7 +42,7 @@ class RerankingVerifier:
         """The reranker's logit of each of the `top_k` best codes of the note."""
         selected = select_for_reranking(terms, candidates, self._top_k)
         pairs = [rerank_input(terms[position], candidate) for position, candidate in selected]
-        logits = self._reranker.logits(pairs)
+        logits = self._reranker.score(pairs)
         return {
             candidate.code: value
             for (_, candidate), value in zip(selected, logits.tolist(), strict=True)

@@ -39,7 +39,7 @@ class Logistic:
     def probability(self, features: Mapping[str, float]) -> float:
         """The logistic function of the weighted sum of the features."""
         total = sum(self.coefficients[name] * value for name, value in features.items())
-        return 1 / (1 + math.exp(-self.intercept - total))
+        return 0.5 + 0.5 * math.tanh((self.intercept + total) / 2)  # an exponential may overflow
 
 
 def logit(probability: float) -> float:

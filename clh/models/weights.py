@@ -18,7 +18,19 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 # Safetensors only: a pickle from a hub can run code, and other formats would only cost bandwidth.
-_HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]
+_HUB_FILES = [
+    "*.safetensors",
+    "*.json",
+    "*.jinja",
+    "*.txt",
+    "*.model",
+    "model.onnx",
+    "onnx/model.onnx",
+]
+
+
+# An encoder's, or a language model's; those of sentence-transformers' layers; graphs.
+_WEIGHTS = ("*.safetensors", "[0-9]_*/*.safetensors", "*.onnx", "onnx/model.onnx")
 
 _OURS = Path(__file__).parents[1] / "weights"
 
@@ -124,14 +136,14 @@ def _is_path(name: str) -> bool:
 def model_id(name: str, folder: Path) -> str:
     """The name to report for the model in `folder`, and 8 hex digits of its weights.
 
-    The digits are from the SHA-256 of the safetensors files, read in full (0.2 s for 270 MB),
-    or, in the hub's cache, from the commit, which stands for the same bytes.
+    The digits are from the SHA-256 of the safetensors files and ONNX graphs, read in full (0.2 s
+    for 270 MB), or, in the hub's cache, from the commit, which stands for the same bytes.
 
     Raises:
-        ModelError: the folder holds no safetensors files.
+        ModelError: the folder holds no weights.
 
     """
-    weights = sorted(folder.rglob("*.safetensors"))  # sentence-transformers has them in subfolders
+    weights = [file for pattern in _WEIGHTS for file in sorted(folder.glob(pattern))]
     if not weights:
         raise ModelError(f"{folder} holds no *.safetensors weights: name another model folder")
     if folder.parent.name == "snapshots":

@@ -12,7 +12,7 @@ from typing import Self
 from zipfile import BadZipFile
 
 import numpy as np
-import snowballstemmer
+import Stemmer
 from numpy.typing import NDArray
 
 from clh.icd.index import IndexTerm
@@ -115,9 +115,17 @@ def query(text: str) -> str:
 
 @lru_cache(maxsize=20_000)
 def content_words(text: str) -> frozenset[str]:
-    """The stemmed words of a text, less those that carry no content."""
+    """The stemmed words of a text, less those that carry no content.
+
+    Kept until `forget_texts` is called, as the spans of a note share texts that lie close to them.
+    """
     words = _WORD.findall(text.lower())
     return frozenset(_stem(word) for word in words if word not in _FUNCTION_WORDS)
+
+
+def forget_texts() -> None:
+    """Drop what is kept of texts; a note's words do not stay in memory after the note."""
+    content_words.cache_clear()
 
 
 def stems(text: str) -> list[str]:
@@ -216,9 +224,8 @@ def _synonyms() -> tuple[re.Pattern[str], dict[str, str]]:
     return re.compile(rf"\b(?:{pattern})\b", re.IGNORECASE), synonyms
 
 
-@lru_cache(maxsize=50_000)
 def _stem(word: str) -> str:
     return str(_STEMMER.stemWord(word))
 
 
-_STEMMER = snowballstemmer.stemmer("english")
+_STEMMER = Stemmer.Stemmer("english", 0)  # Snowball's; it keeps no words

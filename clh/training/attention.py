@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from clh.models.embedder import TextEncoder
 from clh.retrieval.lexical import query
 from clh.schema import Span
+from clh.training.towers import TextEncoder
 
 
 class Tokens(NamedTuple):

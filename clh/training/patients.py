@@ -37,7 +37,7 @@ from clh.errors import InputError
 from clh.evaluation import metrics, recipes
 from clh.evaluation.metrics import Scored
 from clh.evaluation.stages import CUTOFFS
-from clh.models.embedder import Tower, Vectors
+from clh.models.embedder import Embedder, Vectors
 from clh.training.losses import contrast, matryoshka
 from clh.training.patient_tower import EhrTower, PatientTower, Scaler
 
@@ -197,7 +197,7 @@ def _rows(file: Path, shape: type[_Row]) -> Iterator[tuple[str, _Row]]:
 # --- what the tower reads --------------------------------------------------------------------
 
 
-def note_vectors(notes: Sequence[str], tower: Tower) -> Tensor:
+def note_vectors(notes: Sequence[str], tower: Embedder) -> Tensor:
     """One row per note, the normalised mean of its sentences' vectors; 0 where nothing is said."""
     reader = Reader()
     sentences = [[sentence.text for sentence in reader.all_sentences(note)] for note in notes]
@@ -232,7 +232,7 @@ class Codes:
 class Part:
     """The encounters of a split, as the tower reads them."""
 
-    def __init__(self, encounters: Sequence[Encounter], tower: Tower) -> None:
+    def __init__(self, encounters: Sequence[Encounter], tower: Embedder) -> None:
         """Encode their notes."""
         self.encounters = encounters
         self.texts = note_vectors([one.text for one in encounters], tower)

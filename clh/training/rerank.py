@@ -24,12 +24,15 @@ from clh.evaluation import metrics, recipes
 from clh.evaluation.metrics import Scored
 from clh.icd.tabular import CodeSystem
 from clh.models import weights
-from clh.models.embedder import TextEncoder, TextTower, Tower, Vectors
+from clh.models.embedder import Embedder, Vectors
 from clh.retrieval.index import open_index
 from clh.retrieval.lexical import query
 from clh.training.attention import LabelAttention, Tokens, read_tokens
+from clh.training.towers import TextEncoder, TextTower
 
 CHOSEN_BY = "map"  # of the held-out notes, by which the best epoch is kept
+
+_BATCH = 128  # sentences encoded at once
 
 
 class Head(recipes.Recipe):
@@ -96,7 +99,7 @@ class Retriever:
     def __init__(
         self,
         encoder: TextEncoder,
-        tower: Tower,
+        tower: Embedder,
         max_tokens: int,
         codes: CodeVectors,
         system: CodeSystem,
@@ -112,9 +115,7 @@ class Retriever:
         name, max_tokens = settings.towers.query, settings.towers.max_tokens
         folder = weights.resolve(name, settings.cache_dir)
         encoder = TextEncoder.load(folder, weights.fast_dtype("cpu")).eval()
-        tower = TextTower(
-            encoder, weights.model_id(name, folder), max_tokens, settings.towers.batch
-        )
+        tower = TextTower(encoder, weights.model_id(name, folder), max_tokens, _BATCH)
         index = open_index(settings, system)
         codes = CodeVectors([code for code, _ in index.pairs], index.vectors())
         return cls(encoder, tower, max_tokens, codes, system)

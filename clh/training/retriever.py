@@ -31,10 +31,10 @@ from clh.files import write_folder
 from clh.icd.index import IndexTerm
 from clh.icd.tabular import CodeSystem
 from clh.models import weights
-from clh.models.embedder import TextEncoder
 from clh.retrieval.lexical import searchable
 from clh.training.losses import backpropagate, contrast, matryoshka
 from clh.training.pairs import Pair, reported_code
+from clh.training.towers import TextEncoder
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

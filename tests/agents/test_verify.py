@@ -18,7 +18,7 @@ from agents.verify.retrieval import RetrievalVerifier, retrieval_features
 from clh.errors import ModelError, ReplyError
 from clh.models.language import Messages
 from clh.models.logistic import Logistic
-from clh.models.reranker import CrossEncoder
+from clh.models.reranker import Reranker
 from clh.retrieval.lexical import Lexicon
 from clh.schema import Candidate, Note
 from tests.agents.steps import candidate, run_step, term
@@ -94,20 +94,20 @@ async def test_every_candidate_of_every_term_gets_a_verdict(make_toy: MakePipeli
     assert verdicts[0].probability > verdicts[1].probability
 
 
-def reranking(toy: Pipeline, reranker: CrossEncoder, calibrator: Logistic) -> Pipeline:
+def reranking(toy: Pipeline, reranker: Reranker, calibrator: Logistic) -> Pipeline:
     """The pipeline with a verifier that reads two codes of a note."""
     assert isinstance(toy.verifier, RetrievalVerifier)
     return replace(toy, verifier=RerankingVerifier(toy.verifier, reranker, calibrator, top_k=2))
 
 
-class Reader(CrossEncoder):
-    """A cross-encoder that believes only titles whose first word the sentence has."""
+class Reader:
+    """A reranker that believes only titles whose first word the sentence has."""
 
     def __init__(self) -> None:
         self.id = "a reader"
         self.read: list[tuple[str, str]] = []
 
-    def logits(self, pairs: Sequence[tuple[str, str]]) -> NDArray[np.float32]:
+    def score(self, pairs: Sequence[tuple[str, str]]) -> NDArray[np.float32]:
         self.read += pairs
         said = [title.split()[0].lower() in text.lower() for text, title in pairs]
         return np.where(said, 3.0, -3.0).astype(np.float32)

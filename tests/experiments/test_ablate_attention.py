@@ -20,11 +20,11 @@ from clh.evaluation import recipes
 from clh.evaluation.metrics import Scored, compare, set_scores
 from clh.evaluation.stages import read_predictions
 from clh.icd.tabular import CodeSystem
-from clh.models.embedder import TextEncoder, TextTower
 from clh.retrieval.lexical import searchable
 from clh.schema import Note
 from clh.training import rerank
 from clh.training.attention import LabelAttention, Tokens
+from clh.training.towers import TextEncoder, TextTower
 from tests.fakes import tiny_encoder, toy_system
 
 ROOT = Path(__file__).parents[2]

@@ -19,8 +19,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer
 from agents.training import examples
 from clh.corpora import hold_out, read
 from clh.models.language import LocalModel
-from clh.models.reranker import open_crossencoder
 from clh.training import language, reranker
+from clh.training.reranker import open_crossencoder
 from tests.conftest import MakeContext
 from tests.fakes import tiny_encoder, tiny_llama, toy_system
 

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from torch.nn.functional import cosine_similarity
 
 from clh.models import weights
-from clh.models.embedder import TextEncoder
 from clh.schema import Note
 from clh.training.attention import LabelAttention, Tokens, read_tokens
+from clh.training.towers import TextEncoder
 from tests.fakes import tiny_encoder
 
 WIDTH, DIMENSIONS = 32, 48

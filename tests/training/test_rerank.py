@@ -13,11 +13,11 @@ from torch.nn.functional import normalize
 from clh.corpora import Example
 from clh.errors import InputError
 from clh.evaluation.metrics import Scored, rank_scores, set_scores
-from clh.models.embedder import TextEncoder
 from clh.retrieval.lexical import searchable
 from clh.schema import Note
 from clh.training import rerank
 from clh.training.attention import LabelAttention, Tokens
+from clh.training.towers import TextEncoder
 from tests.fakes import ToyTower, tiny_encoder, toy_system
 
 SYSTEM = toy_system()

@@ -8,10 +8,10 @@ import torch
 from clh.errors import InputError, ModelError
 from clh.evaluation.runs import read_recipe
 from clh.icd.index import IndexTerm
-from clh.models.embedder import TextEncoder
 from clh.retrieval.lexical import searchable
 from clh.training.pairs import Pair, index_pairs
 from clh.training.retriever import Columns, Data, Recipe, Relations
+from clh.training.towers import TextEncoder
 from tests.fakes import tiny_encoder, toy_system
 
 RECIPE = Path(__file__).parents[2] / "experiments" / "recipes" / "train_retriever.yaml"
