@@ -74,7 +74,7 @@ def test_the_shipped_verifier_knows_every_feature_and_prefers_the_same_words(
 
 
 def test_a_verifier_that_is_not_there() -> None:
-    with pytest.raises(ModelError, match="the weights 'none' cannot be read"):
+    with pytest.raises(ModelError, match="no model 'none': give a path"):
         Logistic.load("none")
 
 
