@@ -19,6 +19,7 @@ import clh
 from agents.analyze import Quoted, Reply
 from clh import cli
 from clh.config import Settings
+from clh.console import Show
 from clh.icd.tabular import load_tabular
 from clh.models.language import LanguageModel
 from clh.retrieval.index import index_folder
@@ -79,7 +80,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Fake:
     """Has commands run on fakes, with the settings that they were given."""
 
     def fake(llm: LanguageModel | None = None) -> None:
-        def load(settings: Settings) -> Context:
+        def load(settings: Settings, show: Show) -> Context:
             toy = make_context(settings.data_dir, llm, audit=settings.audit.model_dump())
             return replace(toy, settings=settings)
 
@@ -91,7 +92,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Fake:
 @pytest.fixture
 def real(monkeypatch: pytest.MonkeyPatch, real_context: Context) -> None:
     """Has commands run on the real models, loaded once for all tests."""
-    monkeypatch.setattr(cli, "_load", lambda settings: replace(real_context, settings=settings))
+    monkeypatch.setattr(cli, "_load", lambda settings, show: replace(real_context, settings=settings))
 
 
 @pytest.fixture
@@ -329,7 +330,7 @@ def test_a_damaged_index_is_one_line_and_2(
 def test_a_server_profile_without_what_servers_need(
     run: Run, note: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def load(settings: Settings) -> Context:
+    def load(settings: Settings, show: Show) -> Context:
         return Context.load(settings, make_context(settings.data_dir).index)
 
     monkeypatch.setattr(cli, "_load", load)
