@@ -20,15 +20,17 @@ if TYPE_CHECKING:
     from clh.doctor import Part
     from clh.icd.rules.resolve import Proposal
     from clh.icd.tabular import CodeSystem, NoteKind
-    from clh.schema import Candidate, CodedNote, Finding, Note
+    from clh.schema import Candidate, CodedNote, Finding, Note, Span
 
 _NARROWEST = 20  # columns; below, rich prints nothing that can be read
 _UNUSABLE = "unusable_reply"  # the rule of a warning that a model did not answer as asked
 _REPLACEMENT = "\ufffd"  # of a byte of a file name that is not UTF-8
 _SEVERITIES = {"error": "red", "warning": "yellow", "reminder": "dim"}
 _STATES = {"ok": "green", "no": "red", "unused": "dim"}
-_COLUMNS = ("note_id", "sequence", "code", "description", "confidence")
-_COLUMNS += ("evidence", "start", "end", "flags")
+_COLUMNS = (
+    *("note_id", "sequence", "code", "description", "confidence"),
+    *("evidence", "start", "end", "flags"),
+)
 _NOTES: "dict[NoteKind, str]" = {
     "includes": "Includes",
     "excludes1": "Excludes1",
@@ -133,33 +135,34 @@ def show_coded(note: "Note", coded: "CodedNote") -> None:
     if coded.codes:
         table = _table("#", "Code", "Description", "Confidence", "Evidence")
         for assigned in sorted(coded.codes, key=lambda assigned: assigned.sequence):
-            quotes = (" ".join(span.text.split()).lower() for span in assigned.evidence)
             table.add_row(
                 str(assigned.sequence),
                 assigned.code,
                 assigned.description,
                 f"{assigned.confidence:.2f}",
-                _text(", ".join(dict.fromkeys(quotes))),
+                _text(_quote(assigned.evidence)),
             )
         console.print(table)
     elif not incomplete:
         console.print("No code is supported by this note.")
-    failures = Table.grid(padding=(0, 2))
+    remarks = Table.grid(padding=(0, 2))
     for error in coded.errors:
-        failures.add_row(_text(("failed", "red")), _text(f"{error.agent}: {error.message}"))
-    if coded.errors:
-        console.print(failures)
+        remarks.add_row(_text(("failed", "red")), _text(f"{error.agent}: {error.message}"))
     if incomplete:
-        console.print("Not all of the note was coded: the list is incomplete.", style="red")
-    warnings = Table.grid(padding=(0, 2))
+        remarks.add_row(_text(("incomplete", "red")), "not all of the note was coded")
     for warning in coded.warnings:
         kind = "changed" if warning.change else warning.severity
         change = f"{warning.change}: " if warning.change else ""
-        warnings.add_row(
-            _text((kind, _SEVERITIES[warning.severity])), _text(f"{change}{warning.message}")
-        )
-    if coded.warnings:
-        console.print(warnings)
+        label = _text((kind, _SEVERITIES[warning.severity]))
+        remarks.add_row(label, _text(f"{change}{warning.message}"))
+    changes = {warning.message for warning in coded.warnings}
+    for other in coded.considered:
+        if other.message not in changes:
+            quote = f" ({_quote(other.evidence)})" if other.evidence else ""
+            reason = f"{other.code} {other.description}: {other.message}{quote}"
+            remarks.add_row(_text(("left out", "dim")), _text((reason, "dim")))
+    if remarks.row_count:
+        console.print(remarks)
     seconds = sum(coded.timings.values())
     console.print(
         f"ICD-10-CM {coded.icd_release}, policy {coded.policy}, {seconds:.1f} s, "
@@ -186,6 +189,12 @@ def show_csv(coded: "CodedNote") -> None:
                 " | ".join(assigned.flags),
             )
         )
+
+
+def _quote(evidence: "Iterable[Span]") -> str:
+    """The words of some evidence, each once."""
+    quotes = (" ".join(span.text.split()).lower() for span in evidence)
+    return ", ".join(dict.fromkeys(quotes))
 
 
 def _evidence_lines(note: "Note", coded: "CodedNote") -> Iterator["Text"]:

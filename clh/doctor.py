@@ -16,13 +16,14 @@ import urllib.request
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from http.client import HTTPException
 from pathlib import Path
 from typing import Literal, NamedTuple
 from urllib.parse import urlsplit
 
 from clh import __version__, config
-from clh.config import Settings
+from clh.config import Llm, Rules, Settings
 from clh.errors import ClhError, InputError, ModelError, ServerError
 
 _PATIENCE = 5.0  # seconds for an answer of a server
@@ -56,24 +57,31 @@ def examine(settings: Settings) -> Iterator[Part]:
     """Examine all parts, one by one."""
     yield from _packages()
     yield Part("ok", "Settings", _describe_settings(settings))
-    parts: list[tuple[str, bool, Callable[[Settings], str]]] = [
+    towers, verify = settings.towers, settings.verify
+    prior, calibrator = settings.locate.prior, settings.assign.weights
+    parts: list[tuple[str, bool, Callable[[], str]]] = [
         ("Code system", True, _check_code_system),
-        ("Query tower", True, lambda settings: _check_tower(settings.towers.query, settings)),
-        ("Code tower", True, lambda settings: _check_tower(settings.towers.code, settings)),
-        ("Index", True, _check_index),
-        ("Prior", bool(settings.locate.prior), _check_prior),
-        ("Verifier", settings.verify.source != "llm", _check_verifier),
-        ("Reranker", settings.verify.source == "reranking", _check_reranker),
-        ("Code calibrator", bool(settings.assign.weights), _check_code_calibrator),
-        ("Language model", uses_language_model(settings), _check_language_model),
-        ("Audit", True, _check_audit),
+        ("Rules", True, partial(_check_rules, settings.rules)),
+        ("Query tower", True, partial(_check_tower, towers.query, settings)),
+        ("Code tower", True, partial(_check_tower, towers.code, settings)),
+        ("Index", True, partial(_check_index, settings)),
+        ("Prior", prior is not None, partial(_check_prior, prior or "", settings)),
+        ("Verifier", verify.source != "llm", partial(_check_logistic, verify.retrieval.weights)),
+        (
+            "Reranker",
+            verify.source == "reranking",
+            partial(_check_reranker, verify.reranking.model, settings),
+        ),
+        ("Code calibrator", calibrator is not None, partial(_check_logistic, calibrator or "")),
+        ("Language model", uses_language_model(settings), partial(_check_llm, settings.llm)),
+        ("Audit", True, partial(_check_audit, settings)),
     ]
     for name, used, check in parts:
         if not used:
             yield Part("unused", name, f"profile {settings.profile} does not use it")
             continue
         try:
-            yield Part("ok", name, check(settings))
+            yield Part("ok", name, check())
         except ClhError as error:
             yield Part("no", name, str(error))
 
@@ -147,11 +155,20 @@ def _describe_settings(settings: Settings) -> str:
 # --- code system and models ----------------------------------------------------------------------
 
 
-def _check_code_system(_: Settings) -> str:
+def _check_code_system() -> str:
     from clh.icd.tabular import load_tabular
 
     system = load_tabular()
     return f"ICD-10-CM {system.release}: {len(system):,} codes and categories"
+
+
+def _check_rules(rules: Rules) -> str:
+    from clh.icd import groupers
+    from clh.icd.rules.checks import load_rules
+
+    load_rules(rules.edits)
+    groups = ", ".join(groupers.load(rules.groupers)) or "no groupers"
+    return f"{rules.setting}, {rules.edits or 'no edits'}, {groups}"
 
 
 def _check_tower(name: str, settings: Settings) -> str:
@@ -175,7 +192,7 @@ def _check_index(settings: Settings) -> str:
     return f"{len(index):,} texts in {folder}"
 
 
-def _check_prior(settings: Settings) -> str:
+def _check_prior(name: str, settings: Settings) -> str:
     from clh.icd.tabular import load_tabular
     from clh.retrieval.index import index_folder, open_index
     from clh.retrieval.prior import Prior
@@ -183,30 +200,22 @@ def _check_prior(settings: Settings) -> str:
     system = load_tabular()
     if not index_folder(settings, system).exists():
         raise ModelError("it needs the index: run `clh index build`")
-    return Prior.load(settings.locate.prior, open_index(settings, system), system).id
+    return Prior.load(name, open_index(settings, system), system).id
 
 
-def _check_verifier(settings: Settings) -> str:
+def _check_logistic(name: str) -> str:
     from clh.models.logistic import Logistic
 
-    return Logistic.load(settings.verify.retrieval.weights).id
+    return Logistic.load(name).id
 
 
-def _check_reranker(settings: Settings) -> str:
-    from clh.models.logistic import Logistic
+def _check_reranker(name: str, settings: Settings) -> str:
     from clh.models.reranker import load_crossencoder
 
-    name = settings.verify.reranking.model
     _require_download(name)
     reranker = load_crossencoder(name, settings)
     reranker.logits([("high blood pressure", "hypertension")])
-    return f"{reranker.id}, calibrated by {Logistic.load(name).id}"
-
-
-def _check_code_calibrator(settings: Settings) -> str:
-    from clh.models.logistic import Logistic
-
-    return Logistic.load(settings.assign.weights).id
+    return f"{reranker.id}, calibrated by {_check_logistic(name)}"
 
 
 def _require_download(name: str) -> None:
@@ -225,13 +234,13 @@ def _require_download(name: str) -> None:
 # --- language models -----------------------------------------------------------------------------
 
 
-def _check_language_model(settings: Settings) -> str:
-    if settings.llm.backend == "server":
-        return _check_server(settings)
+def _check_llm(llm: Llm) -> str:
+    if llm.backend == "server":
+        return _check_server(llm)
     missing = [name for name in _IN_PROCESS if importlib.util.find_spec(name) is None]
     if missing:
-        raise ModelError(f"to run it here: pip install {' '.join(missing)}")
-    return " on ".join(_check_weights(settings.llm.model))
+        raise ModelError(f"to run it in this process: pip install {' '.join(missing)}")
+    return " on ".join(_check_weights(llm.model))
 
 
 def _check_weights(name: str) -> list[str]:
@@ -255,11 +264,11 @@ def _check_weights(name: str) -> list[str]:
     return [name, *_check_weights(base)]
 
 
-def _check_server(settings: Settings) -> str:
+def _check_server(llm: Llm) -> str:
     """Ask the server for its models, among which must be the agents'."""
     if importlib.util.find_spec("langchain_openai") is None:
         raise ModelError("langchain-openai is not installed: pip install langchain-openai")
-    llm, address = settings.llm, str(settings.llm.base_url)
+    address = str(llm.base_url)
     models = _list_models(address, llm.api_key.get_secret_value(), llm.timeout)
     if llm.model not in models:
         served = ", ".join(models[:_LISTED]) or "none"
