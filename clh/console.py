@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from clh.doctor import Part
-    from clh.icd.rules.resolve import Proposal
+    from clh.icd.rules import Proposal
     from clh.icd.tabular import CodeSystem, NoteKind
     from clh.schema import Candidate, CodedNote, Finding, Note, Span
 

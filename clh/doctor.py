@@ -164,9 +164,9 @@ def _check_code_system() -> str:
 
 def _check_rules(rules: Rules) -> str:
     from clh.icd import groupers
-    from clh.icd.rules.checks import load_rules
+    from clh.icd.rules import load_code_book
 
-    load_rules(rules.edits)
+    load_code_book(rules.edits)
     groups = ", ".join(groupers.load(rules.groupers)) or "no groupers"
     return f"{rules.setting}, {rules.edits or 'no edits'}, {groups}"
 
