@@ -304,11 +304,14 @@ def show_parts(parts: "Iterable[Part]") -> None:
 
 def show_runs(runs: Iterable[Mapping[str, Any]]) -> None:
     """Print runs of the audit, a line each."""
-    table = _table("Run", "At", "Note (SHA-256)", "Codes")
+    table = _table("Run", "At", "Note (keyed)", "Codes")
     for run in runs:
         coded = run["coded_note"]
-        codes = "unfinished" if coded is None else ", ".join(c["code"] for c in coded["codes"])
-        table.add_row(run["run_id"][:8], run["at"], run["note_sha256"][:12], codes)
+        if coded is None:
+            codes = "damaged" if run["damaged"] else "unfinished"
+        else:
+            codes = ", ".join(code["code"] for code in coded["codes"])
+        table.add_row(run["run_id"][:8], run["at"], (run["note_id_hmac"] or "")[:12], codes)
     _console().print(table)
 
 
