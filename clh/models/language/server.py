@@ -259,7 +259,7 @@ def connect(
     pattern = f"all://[{host}]" if ":" in host else f"all://{host}"
     client = openai.DefaultAsyncHttpxClient(
         auth=password,
-        mounts={pattern: None} if _is_loopback(host) else None,
+        mounts={pattern: None} if is_loopback(host) else None,
         follow_redirects=False,  # to where nobody was told that notes go
         # Open connections belong to an event loop, and the next call may come from another.
         headers={"Connection": "close"},
@@ -294,7 +294,8 @@ def _parse(base_url: str) -> SplitResult:
     return url
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether a host is this machine, which no proxy can reach."""
     try:
         address = ipaddress.ip_address(host)
     except ValueError:
