@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
@@ -13,6 +15,7 @@ from hypothesis import settings as hypothesis_settings
 from clh.config import Settings
 from clh.models.language import LanguageModel
 from tests.fakes import ToyTower, toy_guidelines, toy_system
+from tests.machine import MAIN, ROOT, Machine
 
 if TYPE_CHECKING:
     from agents.pipeline import Pipeline
@@ -106,3 +109,24 @@ def _toy_index(coarse_dim: int) -> "CodeIndex":
     system = toy_system()
     pairs = [(system.reported(code), text) for code, text in searchable(system)]
     return CodeIndex.build(pairs, ToyTower().encode([text for _, text in pairs]), coarse_dim)
+
+
+# --- the command line ----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The ordinary cache, with its index built."""
+    folder = Settings.load().cache_dir
+    folder.mkdir(parents=True, exist_ok=True)
+    builder = Machine.make(tmp_path_factory.mktemp("builder"), folder)
+    command = [sys.executable, "-c", MAIN, "index", "build"]
+    environment = builder.environment()
+    subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True, timeout=600)
+    return folder
+
+
+@pytest.fixture
+def machine(cache: Path, tmp_path: Path) -> Machine:
+    """A machine on which nothing has run yet."""
+    return Machine.make(tmp_path, cache)
