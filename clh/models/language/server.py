@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from contextvars import Context
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
-from urllib.parse import SplitResult, unquote, urlsplit
+from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 from clh.errors import ClhError, InputError, ReplyError, ServerError, requires_extra
 from clh.models.language.base import Messages, Reply, SchemaT
@@ -265,7 +265,8 @@ def connect(
         headers={"Connection": "close"},
     )
     chat = ChatOpenAI(
-        base_url=url._replace(netloc=address).geturl(),
+        base_url=url._replace(netloc=address, query="").geturl(),
+        default_query=dict(parse_qsl(url.query)),
         model=model,
         api_key=SecretStr(api_key),
         timeout=timeout,
