@@ -166,7 +166,10 @@ def _quantize(model: "ir.Model", linear: "set[ir.Value]") -> None:
     def constant(name: str, value: Any) -> ir.Value:
         tensor = ir.tensor(value, name=name)
         kept = ir.Value(
-            name=name, shape=ir.Shape(list(np.shape(value))), type=ir.TensorType(tensor.dtype), const_value=tensor
+            name=name,
+            shape=ir.Shape(list(np.shape(value))),
+            type=ir.TensorType(tensor.dtype),
+            const_value=tensor,
         )
         graph.register_initializer(kept)
         return kept
