@@ -11,10 +11,10 @@ from typing import Any, Protocol
 
 import prompts
 from agents.state import State
-from clh.audit import Exchange, Record
+from clh.audit import Dropped, Exchange, Record
 from clh.errors import ClhError, ReplyError
 from clh.models.language import Message
-from clh.schema import Agent, AgentError, Citation, Finding
+from clh.schema import Agent, AgentError, Citation, Finding, Span
 
 Update = dict[str, Any]
 """The fields that a node adds to the state."""
@@ -33,15 +33,16 @@ class Trace:
     """The exchanges of an agent with its language model, and what the agent left out and why."""
 
     exchanges: list[Exchange] = field(default_factory=list)
-    dropped: list[str] = field(default_factory=list)
+    dropped: list[Dropped] = field(default_factory=list)
 
     def record_reply(self, task: str, raw: str) -> None:
         """Keep a model's reply, however bad."""
         self.exchanges.append(Exchange(prompt_sha256=prompts.sha256(task), reply=raw))
 
-    def drop(self, what: str, why: str) -> None:
-        """Keep the reason for leaving something out; neither text may quote the note."""
-        self.dropped.append(f"{what}: {why}")
+    def drop(self, reason: str, place: Span | None = None, code: str | None = None) -> None:
+        """Keep the reason, one word, for leaving out a code or a place in the note."""
+        start, end = (None, None) if place is None else (place.start, place.end)
+        self.dropped.append(Dropped(reason, code, start, end))
 
 
 Work = Callable[[State, Trace], Awaitable[Update]]

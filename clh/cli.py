@@ -236,11 +236,14 @@ def audit_list(
     profile: Profile = None,
 ) -> None:
     """List the latest runs."""
-    table = _table("Run", "At", "Note (SHA-256)", "Codes")
+    table = _table("Run", "At", "Note (keyed)", "Codes")
     for run in _audit(profile).latest(count):
         coded = run["coded_note"]
-        codes = "unfinished" if coded is None else ", ".join(c["code"] for c in coded["codes"])
-        table.add_row(run["run_id"][:8], run["at"], run["note_sha256"][:12], codes)
+        if coded is None:
+            codes = "damaged" if run["damaged"] else "unfinished"
+        else:
+            codes = ", ".join(code["code"] for code in coded["codes"])
+        table.add_row(run["run_id"][:8], run["at"], (run["note_id_hmac"] or "")[:12], codes)
     _console().print(table)
 
 

@@ -21,6 +21,10 @@ class ServerError(ClhError):
     """A model server cannot be reached, refused the request or timed out."""
 
 
+class AuditError(ClhError):
+    """The audit database cannot be read or written; a note is coded all the same."""
+
+
 class ReplyError(ClhError):
     """A model answered, but not with what was asked; `raw` is its reply, kept for the audit."""
 

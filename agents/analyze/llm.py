@@ -63,8 +63,7 @@ class LlmAnalyzer:
             trace.record_reply("analyze", reply.raw)
             if isinstance(reply, ReplyError):
                 unusable += 1
-                place = f"window {passage.start}:{passage.end}"
-                trace.drop(place, "the model's reply is not usable")
+                trace.drop("unusable_reply", passage)
                 continue
             for term in self._read_terms(note, window, passage, reply.value.terms, trace):
                 terms.setdefault(term.quote, term)
@@ -90,7 +89,7 @@ class LlmAnalyzer:
             quote = locate_quote(note, passage, term.quote, seen[key])
             seen[key] += 1
             if quote is None:
-                trace.drop(f"window {passage.start}:{passage.end}", "a quote is not in the note")
+                trace.drop("quote_not_in_note", passage)
                 continue
             sentence = next(one for one in window if one.end > quote.start)
             # A quote may begin in a heading, or run on into the next sentence.

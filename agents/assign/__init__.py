@@ -113,7 +113,8 @@ class Assigner:
             *self._describe_dropped(dropped, all_codes),
         ]
         for left_out in considered:
-            trace.drop(left_out.code, f"{left_out.reason}, {left_out.message}")
+            for quote in left_out.evidence:
+                trace.drop(left_out.reason, quote, left_out.code)
         return Assignment(
             codes=[
                 self._describe(code, sequence, verdicts, kept)

@@ -42,8 +42,7 @@ def keep_same_side(
         fitting = [candidate for candidate in found if has_same_laterality(term, candidate)]
         for candidate in found:
             if candidate not in fitting:
-                place = f"{term.quote.start}:{term.quote.end}"
-                trace.drop(candidate.code, f"the other side than the note names at {place}")
+                trace.drop("other_side", term.quote, candidate.code)
         kept.append(fitting)
     return kept
 

@@ -45,7 +45,7 @@ class LlmVerifier:
             if isinstance(answer, ReplyError):
                 unusable += 1
                 trace.record_reply("verify", answer.raw)
-                trace.drop(candidate.code, "the model answered neither yes nor no")
+                trace.drop("unusable_reply", terms[position].quote, candidate.code)
                 continue
             trace.record_reply("verify", json.dumps(answer))
             verdicts.append(Verdict(term=position, code=candidate.code, probability=answer[0]))

@@ -208,7 +208,7 @@ def test_no_order_adds_a_code_that_locate_did_not_propose(
 
     assert coded.errors == ()
     steps = {step["agent"]: step["output"] for step in toy.audit.show(coded.run_id)["steps"]}
-    proposed = {found["code"] for few in steps["locate"]["candidates"] for found in few}
+    proposed = {found["code"] for few in steps["locate"]["candidates"] for found in few["best"]}
     for one in coded.codes:
         assert one.code in toy.system
         assert proposed.intersection((one.code, *toy.system.ancestors(one.code)))
