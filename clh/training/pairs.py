@@ -131,6 +131,11 @@ def stem_code(code: str, system: CodeSystem) -> str | None:
     return system.stem(code) if code in system else None
 
 
+def gold_stems(example: Example, system: CodeSystem) -> frozenset[str]:
+    """An example's codes without 7th characters; those that the release lacks as they are."""
+    return frozenset(system.stem(code) if code in system else code for code in example.codes)
+
+
 def _wordings(term: IndexTerm) -> Iterable[str]:
     yield term.text
     spoken = " ".join(reversed(_first_forms(term)))

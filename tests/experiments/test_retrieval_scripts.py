@@ -184,13 +184,13 @@ def test_a_trained_cross_encoder_changes_what_verify_says(
     assert log[2]["loss"] < log[1]["loss"]
     best = tmp_path / "out" / "best"
     report = json.loads((best / "metrics.json").read_text())
-    assert report["likely"]["encoder"]["score"] > log[0]["score"]
+    assert report["reranked"]["encoder"]["score"] > log[0]["score"]
 
     again = tmp_path / "again"
     assert run("train_verifier", *flags[:-1], again, "--encoder", str(best)) == 0
     weighed = [json.loads((one / "model.json").read_text()) for one in (best, again / "best")]
     assert weighed[0] == weighed[1]
-    assert not (again / "learned.jsonl").exists()
+    assert not (again / "train.jsonl").exists()
 
     said = {}
     monkeypatch.setenv("CLH_VERIFY__ENCODER", str(best))
