@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
     from agents.context import Context
     from clh.corpora import Example
-    from clh.icd.tabular import CodeSystem
 
 
 class AssignerRecipe(recipes.Recipe):
@@ -54,12 +53,13 @@ def main() -> int:
     from clh import corpora
     from clh.config import Settings
     from clh.evaluation import thresholds
+    from clh.training.pairs import gold_stems
 
     recipe = recipes.read_recipe(arguments.recipe, AssignerRecipe, arguments.set)
     train = list(corpora.read(arguments.dataset, arguments.data_dir, "train"))[: arguments.limit]
     counted, examples = corpora.hold_out(train, recipe.held_out, recipe.seed)
     context = load_context(recipe.profile, counted)
-    gold = [gold_codes(example, context.system) for example in examples]
+    gold = [gold_stems(example, context.system) for example in examples]
 
     judged = judge_notes(examples, gold, context)
     fit = thresholds.fit_logistic(
@@ -109,11 +109,6 @@ def load_context(profile: str, counted: Sequence["Example"]) -> "Context":
     return replace(context, prior=prior)
 
 
-def gold_codes(example: "Example", system: "CodeSystem") -> frozenset[str]:
-    """The note's codes without 7th characters; those that the release lacks as they are."""
-    return frozenset(system.stem(code) if code in system else code for code in example.codes)
-
-
 def judge_notes(
     examples: Sequence["Example"], gold: Sequence[frozenset[str]], context: "Context"
 ) -> NoteCodes:
@@ -121,12 +116,12 @@ def judge_notes(
     from tqdm import tqdm
 
     from agents.assign import completed, features, tally
-    from agents.training.examples import located
+    from agents.training.evidence import locate_document
     from agents.verify import judge
 
     judged = NoteCodes([], [], [], [])
     for number, example in enumerate(tqdm(examples, unit="note", disable=None)):
-        terms, candidates = located(example, context)
+        terms, candidates = locate_document(example, context)
         verdicts = judge(terms, candidates, context)
         for code, found in tally(candidates, verdicts).items():
             if completed(code, context.system) is not None:
