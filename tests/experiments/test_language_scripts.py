@@ -22,7 +22,7 @@ from clh.models.language import LocalModel
 from clh.training import language
 from clh.training.reranker import open_reranker
 from clh.training.towers import save_half
-from tests.conftest import MakeContext
+from tests.conftest import MakePipeline
 from tests.fakes import tiny_encoder, tiny_llama
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
@@ -58,15 +58,15 @@ Run = Callable[..., int]
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, context: MakeContext, tmp_path: Path) -> Run:
+def run(monkeypatch: pytest.MonkeyPatch, make_toy: MakePipeline, tmp_path: Path) -> Run:
     """Runs a script in this process, agents on fakes, and gives its exit code."""
 
     def load(dataset: str, candidates: int) -> Any:
         policy = find(dataset).policy
         locate = {"candidates": candidates}
-        return context(policy=policy, locate=locate, cache_dir=tmp_path / "cache")
+        return make_toy(policy=policy, locate=locate, cache_dir=tmp_path / "cache")
 
-    monkeypatch.setattr(training_set, "load_context", load)
+    monkeypatch.setattr(training_set, "load_pipeline", load)
 
     def script(name: str, flags: list[str], *more: str) -> int:
         monkeypatch.setattr(sys, "argv", [name, *flags, *more])
