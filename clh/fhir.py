@@ -1,7 +1,7 @@
-"""A coded note as a FHIR R4 bundle: a Condition for each code, and a draft Claim of them in order.
+"""A coded note as a FHIR R4 bundle: a Condition for each code, and a draft Claim that lists them.
 
-Nothing is made up: what CLH cannot know, such as the patient or the provider, is said to be unknown
-by a display text. Every Condition is provisional, as a coder has not seen it.
+Nothing is invented: what FHIR requires and CLH cannot know, such as the patient or the provider, is
+a display text that says so. Every Condition is provisional until a coder has confirmed it.
 """
 
 from datetime import datetime
@@ -16,9 +16,9 @@ _UNKNOWN = {"display": "not known to CLH"}
 
 
 def bundle(coded: CodedNote, at: datetime) -> dict[str, Any]:
-    """The bundle, as JSON would hold it; `at` is when the note was coded."""
+    """Build the bundle, ready for `json.dumps`; `at` is when the note was coded."""
     patient = {"display": f"patient of note {coded.note_id}"}
-    conditions = {one.code: _condition(one, coded, patient) for one in coded.codes}
+    conditions = {assigned.code: _condition(assigned, coded, patient) for assigned in coded.codes}
     claim: dict[str, Any] = {
         "resourceType": "Claim",
         "status": "draft",
@@ -32,24 +32,28 @@ def bundle(coded: CodedNote, at: datetime) -> dict[str, Any]:
     }
     if coded.codes:  # FHIR has no empty lists
         claim["diagnosis"] = [
-            {"sequence": one.sequence, "diagnosisReference": {"reference": _urn(coded, one.code)}}
-            for one in coded.codes
+            {
+                "sequence": assigned.sequence,
+                "diagnosisReference": {"reference": _urn(coded, assigned.code)},
+            }
+            for assigned in coded.codes
         ]
-    entries = [*conditions.items(), ("claim", claim)]
+    resources = {**conditions, "claim": claim}
     return {
         "resourceType": "Bundle",
         "type": "collection",
         "timestamp": at.isoformat(),
         "entry": [
-            {"fullUrl": _urn(coded, name), "resource": resource} for name, resource in entries
+            {"fullUrl": _urn(coded, name), "resource": resource}
+            for name, resource in resources.items()
         ],
     }
 
 
-def _condition(one: AssignedCode, coded: CodedNote, patient: dict[str, str]) -> dict[str, Any]:
+def _condition(assigned: AssignedCode, coded: CodedNote, patient: dict[str, str]) -> dict[str, Any]:
     quotes = [
         f"{span.text!r} at characters {span.start} to {span.end} of note {coded.note_id}"
-        for span in one.evidence
+        for span in assigned.evidence
     ]
     return {
         "resourceType": "Condition",
@@ -60,20 +64,22 @@ def _condition(one: AssignedCode, coded: CodedNote, patient: dict[str, str]) -> 
                 {
                     "system": _ICD10CM,
                     "version": coded.icd_release,
-                    "code": one.code,
-                    "display": one.description,
+                    "code": assigned.code,
+                    "display": assigned.description,
                 }
             ]
         },
         "subject": patient,
         "evidence": [{"detail": [{"display": quote} for quote in quotes]}],
-        "note": [{"text": f"confidence {one.confidence:.2f}: {one.rationale}"}],
+        "note": [{"text": f"confidence {assigned.confidence:.2f}: {assigned.rationale}"}],
     }
 
 
 def _concept(system: str, code: str) -> dict[str, Any]:
+    """A code of one of HL7's own code systems."""
     return {"coding": [{"system": f"{_TERMINOLOGY}/{system}", "code": code}]}
 
 
 def _urn(coded: CodedNote, name: str) -> str:
+    """The address of a resource within the bundle, the same each time for the same run."""
     return f"urn:uuid:{uuid5(UUID(coded.run_id), name)}"

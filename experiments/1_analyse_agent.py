@@ -18,7 +18,7 @@ def main() -> int:
 
     from agents.evaluation import experiment, oracle
 
-    alone = partial(oracle.alone, "analyze", "predicted")
+    alone = partial(oracle.run_agent, "analyze", "predicted")
     return experiment.run(arguments, ("analyze",), alone)
 
 

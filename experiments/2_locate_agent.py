@@ -26,7 +26,7 @@ def main() -> int:
 
     from agents.evaluation import experiment, oracle
 
-    alone = partial(oracle.alone, "locate", arguments.queries)
+    alone = partial(oracle.run_agent, "locate", arguments.queries)
     reported = ("analyze", "locate") if arguments.queries == "predicted" else ("locate",)
     return experiment.run(arguments, reported, alone, queries=arguments.queries)
 

@@ -25,7 +25,7 @@ def main() -> int:
 
     from agents.evaluation import experiment, oracle
 
-    alone = partial(oracle.alone, "verify", arguments.input)
+    alone = partial(oracle.run_agent, "verify", arguments.input)
     before = ("analyze", "locate") if arguments.input == "predicted" else ()
     return experiment.run(arguments, (*before, "verify"), alone, input=arguments.input)
 

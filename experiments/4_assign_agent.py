@@ -26,7 +26,7 @@ def main() -> int:
     from agents.evaluation import experiment, oracle
     from clh.schema import AGENTS
 
-    alone = partial(oracle.alone, "assign", arguments.input)
+    alone = partial(oracle.run_agent, "assign", arguments.input)
     reported = AGENTS if arguments.input == "predicted" else ("assign",)
     return experiment.run(arguments, reported, alone, input=arguments.input)
 

@@ -27,7 +27,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from clh.errors import InputError
-from clh.evaluation import recipes, runs
+from clh.evaluation import recipes
+from clh.evaluation.run_folder import RunFolder, fingerprint, git_commit
+from clh.files import atomic_write
 
 if TYPE_CHECKING:
     from clh.corpora import Example
@@ -110,7 +112,7 @@ def read_examples(arguments: argparse.Namespace, split: str, limit: int | None) 
 
 def open_folder(
     arguments: argparse.Namespace, recipe: "AttentionRecipe", config: dict[str, Any]
-) -> tuple[runs.Folder, dict[str, str]]:
+) -> tuple[RunFolder, dict[str, str]]:
     """The folder of the results, and what names the run in them."""
     given = ("dataset", "split", "unit", "limit", "seed")
     config = {
@@ -118,8 +120,8 @@ def open_folder(
         "recipe": recipe.model_dump(),
         **config,
     }
-    named = {"git": runs.git_commit(), "config_hash": runs.fingerprint(config)}
-    return runs.Folder(arguments.output, {**config, **named}, ()), named
+    named = {"git": git_commit(), "config_hash": fingerprint(config)}
+    return RunFolder(arguments.output, {**config, **named}, ()), named
 
 
 def find(
@@ -163,17 +165,17 @@ def train_head(
 
 
 def write(
-    folder: runs.Folder, result: dict[str, Any], predictions: dict[str, list["Scored"]]
+    folder: RunFolder, result: dict[str, Any], predictions: dict[str, list["Scored"]]
 ) -> None:
     """Write the figures and, for score.py, the notes."""
-    runs.write(folder.path / "metrics.json", json.dumps(result, indent=2) + "\n")
+    atomic_write(folder.path / "metrics.json", json.dumps(result, indent=2) + "\n")
     for name, notes in predictions.items():
         lines = []
         for note in notes:
             codes = [{"code": code, "confidence": note.predicted[code]} for code in note.ranking]
             lines.append({"note_id": note.id, "codes": codes, "gold": sorted(note.gold)})
         text = "".join(json.dumps(line) + "\n" for line in lines)
-        runs.write(folder.path / f"{name}.jsonl", text)
+        atomic_write(folder.path / f"{name}.jsonl", text)
 
 
 def show(result: dict[str, Any]) -> None:

@@ -39,7 +39,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from clh.errors import InputError
-from clh.evaluation import recipes, runs
+from clh.evaluation import recipes
+from clh.evaluation.run_folder import fingerprint, git_commit
+from clh.files import atomic_write
 
 if TYPE_CHECKING:
     import numpy as np
@@ -79,9 +81,10 @@ class Bm25(recipes.Recipe):
 
 
 class Minilm(recipes.Recipe):
-    """The encoder, and how many texts are kept for a note."""
+    """The encoder, the tokens it reads of a text, and how many texts are kept for a note."""
 
     model: str
+    max_tokens: PositiveInt
     kept: PositiveInt
 
 
@@ -139,7 +142,7 @@ def main() -> int:
         "keyword": lambda _, notes: keyword(notes, titles),
         "index": lambda _, notes: keyword(notes, entries),
         "bm25": lambda _, notes: bm25(notes, titles, recipe.bm25),
-        "minilm": lambda _, notes: minilm(notes, titles, system, recipe.minilm),
+        "minilm": lambda _, notes: minilm(notes, titles, recipe.minilm),
     }
     if unknown := set(arguments.only or ()) - baselines.keys():
         choices = ", ".join(baselines)
@@ -178,7 +181,7 @@ def main() -> int:
         "recipe": recipe.model_dump(),
         "icd_release": system.release,
     }
-    named = {"git": runs.git_commit(), "config_hash": runs.fingerprint(config)}
+    named = {"git": git_commit(), "config_hash": fingerprint(config)}
     try:
         arguments.output.mkdir(parents=True, exist_ok=True)
         _write(arguments.output / "config.json", {**config, **named})
@@ -200,7 +203,7 @@ def main() -> int:
             json.dumps(prediction(one, system)) + "\n"
             for one in thresholds.apply_threshold(ranked, threshold)
         ]
-        runs.write(arguments.output / f"predictions-{name}.jsonl", "".join(lines))
+        atomic_write(arguments.output / f"predictions-{name}.jsonl", "".join(lines))
 
     of_run = {
         "dataset": arguments.dataset,
@@ -322,25 +325,20 @@ def bm25(notes: Sequence["Example"], texts: Texts, recipe: Bm25) -> list[Scores]
     return [ranked(note) for note in notes]
 
 
-def minilm(
-    notes: Sequence["Example"], texts: Texts, system: "CodeSystem", recipe: Minilm
-) -> list[Scores]:
-    """Cosine similarity to sentences; a code's best text in its best sentence counts.
+def minilm(notes: Sequence["Example"], texts: Texts, recipe: Minilm) -> list[Scores]:
+    """Cosine similarity to sentences; a code's best text in its best sentence counts."""
+    from sentence_transformers import SentenceTransformer
 
-    `texts` are those of the code index, in its order; the search is exact.
-    """
     from clh.config import Settings
-    from clh.models.embedder import load_tower
-    from clh.models.weights import silence_bars
-    from clh.retrieval.index import open_index
+    from clh.models import weights
 
-    silence_bars()
-    both = {"query": recipe.model, "code": recipe.model}
-    settings = Settings.load(towers=both, index_files=())
-    of_texts = open_index(settings, system).vectors()
+    weights.silence_bars()
+    model = SentenceTransformer(str(weights.resolve(recipe.model, Settings.load().cache_dir)))
+    model.max_seq_length = recipe.max_tokens
+    of_texts = model.encode([text for _, text in texts], normalize_embeddings=True)
     sentences = [_sentences(note) for note in notes]
-    of_sentences = load_tower(recipe.model, settings).encode(
-        [sentence for note in sentences for sentence in note]
+    of_sentences = model.encode(
+        [sentence for note in sentences for sentence in note], normalize_embeddings=True
     )
     scores: list[Scores] = []
     start = 0
@@ -505,8 +503,7 @@ def _reader() -> "Reader":
 
 @cache
 def _split(text: str) -> tuple[str, ...]:
-    sentences = _reader().sentences(text)
-    return tuple(one.tokens.text for one in sentences if one.section != "skip")
+    return tuple(sentence.text for sentence in _reader().sentences(text))
 
 
 def _sentences(example: "Example") -> tuple[str, ...]:
@@ -531,7 +528,7 @@ def _top(scores: "NDArray[np.float32]", texts: Texts, kept: int) -> Scores:
 
 
 def _write(file: Path, values: object) -> None:
-    runs.write(file, json.dumps(values, indent=2) + "\n")
+    atomic_write(file, json.dumps(values, indent=2) + "\n")
 
 
 _COLUMNS = {
@@ -574,7 +571,7 @@ def _show(results: dict[str, dict[str, Any]], file: Path) -> None:
     aligned = ["---", *("---:" for _ in _COLUMNS)]
     lines = [header, aligned, *(row(name, " ") for name in results)]
     markdown = "".join(f"| {' | '.join(line)} |\n" for line in lines)
-    runs.write(file, f"{markdown}\n{_CAPTION}\n")
+    atomic_write(file, f"{markdown}\n{_CAPTION}\n")
 
 
 if __name__ == "__main__":

@@ -24,11 +24,11 @@ def main() -> None:
     arguments = parser.parse_args()
 
     import torch
+    from agents.code import code
+    from agents.context import Context
     from rich.console import Console
     from rich.table import Table
 
-    from agents.code import code
-    from agents.context import Context
     from clh.config import Settings
     from clh.icd.tabular import load_tabular
     from clh.notes import read_note
@@ -50,7 +50,7 @@ def main() -> None:
         index = open_index(settings, system)  # the first time it is built, which is not measured
         row("the index, opened", _times(arguments.runs, lambda: open_index(settings, system)))
 
-        clh = [sys.executable, "-c", "from clh.cli import main; main()"]
+        clh = [sys.executable, "-m", "clh"]
         note = str(arguments.note)
         row("clh --help", _times(arguments.runs, lambda: _run([*clh, "--help"])))
         row("clh code, cold", _times(arguments.runs, lambda: _run([*clh, "code", note])))

@@ -22,7 +22,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pydantic import NonNegativeInt, PositiveInt
 
 from clh.errors import InputError
-from clh.evaluation import recipes, runs
+from clh.evaluation import recipes
+from clh.evaluation.run_folder import git_commit
+from clh.files import atomic_write
 
 if TYPE_CHECKING:
     from clh.models.embedder import Vectors
@@ -68,14 +70,14 @@ def main() -> int:
 
     from clh.config import Settings
     from clh.icd.tabular import load_tabular
-    from clh.models.embedder import load_tower
+    from clh.models.embedder import load_embedder
     from clh.retrieval.index import CodeIndex, open_index
 
     settings = Settings.load()
     locate = settings.locate
     system = load_tabular()
     index = open_index(settings, system)
-    tower = load_tower(settings.towers.query, settings)
+    tower = load_embedder(settings.towers.query, settings)
     tower.encode(texts[:1])
     embed = milliseconds([timed(tower.encode, [text]) for text in texts])
     queries = tower.encode(texts)
@@ -113,14 +115,14 @@ def main() -> int:
         "dimensions": queries.shape[1],
         "icd_release": system.release,
         "tower": tower.id,
-        "git": runs.git_commit(),
+        "git": git_commit(),
         "queries": len(texts),
         "embed_ms": embed,
         "searches_ms": rows,
     }
     arguments.output.mkdir(parents=True, exist_ok=True)
-    runs.write(arguments.output / "metrics.json", json.dumps(report, indent=2) + "\n")
-    runs.write(arguments.output / "plot.svg", plot(rows))
+    atomic_write(arguments.output / "metrics.json", json.dumps(report, indent=2) + "\n")
+    atomic_write(arguments.output / "plot.svg", plot(rows))
     return 0
 
 

@@ -19,7 +19,7 @@ def main() -> int:
     from agents.evaluation import experiment, oracle
     from clh.schema import AGENTS
 
-    return experiment.run(arguments, AGENTS, oracle.whole)
+    return experiment.run(arguments, AGENTS, oracle.run_pipeline)
 
 
 if __name__ == "__main__":

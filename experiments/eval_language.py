@@ -5,7 +5,7 @@
 
 All get the same prompts, drawn as run_training.py draws its own: analyze's about windows of a note,
 verify's about candidates. `--thinking` adds models that think before they reply, and `--encoder` a
-cross-encoder, which can answer verify's. 95% intervals, and those of the differences to the first
+reranker, which can answer verify's. 95% intervals, and those of the differences to the first
 model, are bootstrapped by document.
 
 Writes EVAL/metrics.json and table.md.
@@ -20,13 +20,15 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 
-from clh.evaluation import recipes, runs
+from clh.evaluation import recipes
+from clh.evaluation.run_folder import git_commit
+from clh.files import atomic_write
 
 if TYPE_CHECKING:
     from agents.training.evaluation import Prediction
     from agents.training.examples import AgentExample, AnalyzeExample, VerifyExample
     from clh.models.language import LanguageModel
-    from clh.models.reranker import CrossEncoder
+    from clh.models.reranker import OnnxReranker
 
 SHOWN = ("analyze_f1", "analyze_recall", "verify_average_precision", "verify_roc_auc")
 
@@ -63,27 +65,27 @@ def main() -> int:
     arguments = recipes.parse_arguments(parser)
 
     from agents.training.examples import AnalyzeExample, VerifyExample, draw_examples
-    from agents.training.training_set import load_context
+    from agents.training.training_set import load_pipeline
     from clh import corpora
     from clh.models.language import LocalModel
-    from clh.models.reranker import load_crossencoder
+    from clh.models.reranker import load_reranker
 
     recipe = recipes.read_recipe(arguments.recipe, LanguageEvaluationRecipe, arguments.set)
     given = arguments.data_dir, arguments.split, arguments.unit, arguments.limit, arguments.seed
     documents = corpora.sample(arguments.dataset, *given)
-    context = load_context(arguments.dataset, recipe.candidates)
-    examples = draw_examples(documents, context, recipe, recipe.examples)
+    pipeline = load_pipeline(arguments.dataset, recipe.candidates)
+    examples = draw_examples(documents, pipeline, recipe, recipe.examples)
     analyze = [example for example in examples if isinstance(example, AnalyzeExample)]
     verify = [example for example in examples if isinstance(example, VerifyExample)]
 
     evaluated = []
     for names, think in ((arguments.models, False), (arguments.thinking, True)):
         for name in names:
-            cache_dir, tokens = context.settings.cache_dir, recipe.reply_tokens
+            cache_dir, tokens = pipeline.settings.cache_dir, recipe.reply_tokens
             model = LocalModel(name, cache_dir, max_tokens=tokens, think=think)
             evaluated.append(evaluate_model(model, analyze, verify))
     if arguments.encoder:
-        encoder = load_crossencoder(arguments.encoder, context.settings)
+        encoder = load_reranker(arguments.encoder, pipeline.settings)
         evaluated.append(evaluate_encoder(encoder, verify))
     report = {
         "dataset": arguments.dataset,
@@ -91,13 +93,13 @@ def main() -> int:
         "documents": len({example.document for example in examples}),
         "windows": len(analyze),
         "questions": len(verify),
-        "git": runs.git_commit(),
+        "git": git_commit(),
         "models": score_models(evaluated, recipe),
     }
     table = format_table(report["models"])
     arguments.output.mkdir(parents=True, exist_ok=True)
-    runs.write(arguments.output / "metrics.json", json.dumps(report, indent=1) + "\n")
-    runs.write(arguments.output / "table.md", table)
+    atomic_write(arguments.output / "metrics.json", json.dumps(report, indent=1) + "\n")
+    atomic_write(arguments.output / "table.md", table)
     print(table, end="")
     return 0
 
@@ -119,9 +121,9 @@ def evaluate_model(
     return Evaluated(model.id, [*verify, *analyze], [*probabilities, *parsed], seconds)
 
 
-def evaluate_encoder(encoder: "CrossEncoder", verify: "Sequence[VerifyExample]") -> Evaluated:
-    """What a cross-encoder predicts, which ranks as probabilities do."""
-    logits, seconds = timed(lambda: encoder.logits([example.texts for example in verify]).tolist())
+def evaluate_encoder(encoder: "OnnxReranker", verify: "Sequence[VerifyExample]") -> Evaluated:
+    """What a reranker predicts, which ranks as probabilities do."""
+    logits, seconds = timed(lambda: encoder.score([example.texts for example in verify]).tolist())
     return Evaluated(
         encoder.id, verify, logits, {"seconds_a_question": seconds / max(len(verify), 1)}
     )

@@ -19,7 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import NonNegativeFloat, PositiveInt
 
-from clh.evaluation import recipes, runs
+from clh.evaluation import recipes
+from clh.evaluation.run_folder import git_commit
+from clh.files import atomic_write
 
 if TYPE_CHECKING:
     import numpy as np
@@ -57,7 +59,7 @@ def main() -> int:
     from clh.evaluation import metrics, stages
     from clh.evaluation.metrics import Scored
     from clh.icd.tabular import load_tabular
-    from clh.models.embedder import load_tower
+    from clh.models.embedder import load_embedder
     from clh.retrieval.index import open_index
     from clh.training.pairs import sentence_pairs
 
@@ -66,7 +68,7 @@ def main() -> int:
     given = arguments.data_dir, arguments.split, arguments.unit, arguments.limit, arguments.seed
     examples = corpora.sample(arguments.dataset, *given)
     train = list(corpora.read(arguments.dataset, arguments.data_dir, "train"))
-    seen = {system.stem(c) if c in system else c for one in train for c in one.codes}
+    seen = {system.stem_or_self(code) for example in train for code in example.codes}
     documents = sentence_pairs(examples, system, Reader())
     queries = [pair.texts[0] for document in documents for pair in document]
     names = [f"recall@{k}" for k in stages.CUTOFFS]
@@ -74,7 +76,7 @@ def main() -> int:
     for name in arguments.towers:
         settings = Settings.load(arguments.profile or "cpu", towers={"query": name, "code": name})
         index = open_index(settings, system)
-        tower = load_tower(name, settings)
+        tower = load_embedder(name, settings)
         asked, stored = tower.encode(queries), index.vectors()
         codes = [code for code, _ in index.pairs]
         whole = stored.shape[1]
@@ -96,12 +98,12 @@ def main() -> int:
         "n_notes": len(examples),
         "code_space": len(system),
         "texts": len(codes),
-        "git": runs.git_commit(),
+        "git": git_commit(),
         "scores": rows,
     }
     arguments.output.mkdir(parents=True, exist_ok=True)
-    runs.write(arguments.output / "metrics.json", json.dumps(report, indent=1) + "\n")
-    runs.write(arguments.output / "table.md", table(rows, names))
+    atomic_write(arguments.output / "metrics.json", json.dumps(report, indent=1) + "\n")
+    atomic_write(arguments.output / "table.md", table(rows, names))
     print(table(rows, names), end="")
     return 0
 
@@ -161,7 +163,7 @@ def ranked(
             for place, pair in enumerate(document)
             if pair.codes
         ]
-        gold = frozenset(system.stem(code) if code in system else code for code in example.codes)
+        gold = frozenset(system.stem_or_self(code) for code in example.codes)
         views["notes"].append(Scored(example.id, gold, best(similarity.max(axis=1))))
     return views
 

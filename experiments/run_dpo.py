@@ -39,19 +39,18 @@ def main() -> int:
     parser = trainer.training_parser(__doc__, "experiments/recipes/run_dpo.yaml")
     arguments = recipes.parse_arguments(parser)
 
-    from agents.training.evidence import search_codes
     from agents.training.preference_pairs import PAIRS, collect_pairs
     from agents.training.training_set import load_training_set
     from clh.models.language import LocalModel
 
     recipe = recipes.read_recipe(arguments.recipe, DpoRecipe, arguments.set)
     data = load_training_set(arguments, recipe, PAIRS)
-    folder, cache_dir = data.folder.path, data.context.settings.cache_dir
+    folder, cache_dir = data.folder.path, data.pipeline.settings.cache_dir
     trainable = language.load_model(recipe, cache_dir)
     load_base = partial(
         LocalModel, recipe.base, cache_dir, max_tokens=recipe.reply_tokens, think=recipe.think
     )
-    pairs = collect_pairs(data, load_base, search_codes(data.context))
+    pairs = collect_pairs(data, load_base, data.find_codes)
     trained = dpo_trainer(trainable, pairs, recipe, folder)
     language.train_model(trained, trainable, recipe, folder, data.evaluate)
     return 0

@@ -45,15 +45,14 @@ def main() -> int:
 
     unsloth = language.find_unsloth(needed=["vllm"])  # before TRL, which it changes
 
-    from agents.training.evidence import search_codes
     from agents.training.rewards import reward_functions
     from agents.training.training_set import load_training_set
 
     recipe = recipes.read_recipe(arguments.recipe, GrpoRecipe, arguments.set)
     data = load_training_set(arguments, recipe)
-    folder, cache_dir = data.folder.path, data.context.settings.cache_dir
+    folder, cache_dir = data.folder.path, data.pipeline.settings.cache_dir
     trainable = language.load_model(recipe, cache_dir, unsloth, vllm=True)
-    functions = reward_functions(recipe.rewards, search_codes(data.context))
+    functions = reward_functions(recipe.rewards, data.find_codes)
     trained = grpo_trainer(
         trainable, data.train, functions, recipe, folder, use_vllm=unsloth is not None
     )

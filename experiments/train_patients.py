@@ -21,7 +21,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clh.errors import InputError
-from clh.evaluation import recipes, runs
+from clh.evaluation import recipes
+from clh.evaluation.run_folder import git_commit
+from clh.files import atomic_write
 
 if TYPE_CHECKING:
     from clh.training.patients.tower import PatientTower
@@ -44,7 +46,7 @@ def main() -> int:
 
     from clh.cache import sha256
     from clh.config import Settings
-    from clh.models.embedder import load_tower
+    from clh.models.embedder import load_embedder
     from clh.training.patients.tables import read_tables
     from clh.training.patients.training import (
         Codes,
@@ -58,8 +60,8 @@ def main() -> int:
     files = {name: getattr(arguments, name) for name in FILES}
     tables = read_tables(*files.values())
     settings = Settings.load()
-    query = load_tower(settings.towers.query, settings)
-    code = load_tower(settings.towers.code, settings)
+    query = load_embedder(settings.towers.query, settings)
+    code = load_embedder(settings.towers.code, settings)
     codes = Codes(list(tables.texts), code.encode(list(tables.texts.values())))
     splits = {name: EncodedSplit(some, query) for name, some in tables.encounters.items() if some}
     with tqdm(total=recipe.epochs, unit="epoch", disable=None) as bar:
@@ -73,7 +75,7 @@ def main() -> int:
         "files": {name: sha256(file) for name, file in files.items()},
         "towers": {"query": query.id, "code": code.id},
         "features": tables.features,
-        "git": runs.git_commit(),
+        "git": git_commit(),
     }
     write(arguments.output, tower, config, {"codes": len(codes.names), **scores}, log)
     return 0
@@ -107,8 +109,8 @@ def write(
         (unfinished / "tower").mkdir(parents=True)
         tower.save(unfinished / "tower")
         for name, values in (("config.json", config), ("metrics.json", report)):
-            runs.write(unfinished / name, json.dumps(values, indent=2) + "\n")
-        runs.write(unfinished / "log.jsonl", "".join(json.dumps(row) + "\n" for row in log))
+            atomic_write(unfinished / name, json.dumps(values, indent=2) + "\n")
+        atomic_write(unfinished / "log.jsonl", "".join(json.dumps(row) + "\n" for row in log))
         unfinished.rename(output)
     except OSError as error:
         raise InputError(f"{output} cannot be written ({error}): choose another") from error

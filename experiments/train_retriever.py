@@ -17,7 +17,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clh.evaluation import recipes, runs
+from clh.evaluation import recipes
+from clh.evaluation.run_folder import RunFolder, git_commit
 
 if TYPE_CHECKING:
     import argparse
@@ -44,6 +45,7 @@ def main() -> int:
     from clh.icd.tabular import load_tabular
     from clh.models import weights
     from clh.training import retriever, trainer
+    from clh.training.export import export_onnx
     from clh.training.pairs import sentence_pairs
     from clh.training.tower_data import CodeRelations
     from clh.training.towers import save_half
@@ -65,10 +67,10 @@ def main() -> int:
         "base": weights.model_id(recipe.base, base),
         "processes": processes.num_processes,
         "icd_release": system.release,
-        "git": runs.git_commit(),
+        "git": git_commit(),
     }
     with processes.main_process_first():
-        folder = runs.Folder(arguments.output, config, ()).path
+        folder = RunFolder(arguments.output, config, ()).path
 
     tower = retriever.build_tower(base, recipe)
     relations = CodeRelations(system, list(data.titles))
@@ -82,6 +84,7 @@ def main() -> int:
         best=retriever.BEST,
     )
     if trained.is_world_process_zero():
+        export_onnx(folder / "best")
         plot(trainer.read_log(folder), folder / "plot.svg")
     return 0
 

@@ -1,6 +1,8 @@
 """Folders that are built once: by one process of many, checked on every use, mended on request."""
 
+import errno
 import multiprocessing
+import threading
 import time
 from pathlib import Path
 
@@ -45,7 +47,7 @@ def test_a_build_that_fails_leaves_nothing_under_the_name(tmp_path: Path) -> Non
 
     def die(partial: Path) -> None:
         (partial / "weights").write_bytes(b"half")
-        raise OSError("No space left on device")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
     with pytest.raises(ModelError, match=r"No space left on device.*free disk space"):
         build_once(folder, die)
@@ -53,6 +55,39 @@ def test_a_build_that_fails_leaves_nothing_under_the_name(tmp_path: Path) -> Non
 
     build_once(folder, quick_build)
     assert (folder / "weights").read_bytes() == b"weights"
+
+
+def test_a_file_that_cannot_be_read_is_not_told_as_a_full_disk(tmp_path: Path) -> None:
+    def build(partial: Path) -> None:
+        (tmp_path / "model.gguf").read_bytes()
+
+    with pytest.raises(ModelError, match=r"model cannot be built: .*model\.gguf") as caught:
+        build_once(tmp_path / "model", build)
+    assert "disk" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_in_use_is_rebuilt_under_its_readers(tmp_path: Path) -> None:
+    folder = build_once(tmp_path / "model", quick_build)
+    done = threading.Event()
+    failures: list[Exception] = []
+
+    def read() -> None:
+        while not done.is_set():
+            try:
+                build_once(folder, quick_build)
+            except ModelError as error:
+                failures.append(error)
+
+    readers = [threading.Thread(target=read) for _ in range(4)]
+    for reader in readers:
+        reader.start()
+    for _ in range(50):
+        build_once(folder, quick_build, rebuild=True)
+    done.set()
+    for reader in readers:
+        reader.join()
+    assert failures == []
 
 
 def test_what_a_killed_process_left_is_cleared_away(tmp_path: Path) -> None:
@@ -99,3 +134,18 @@ def test_a_place_that_cannot_be_written_says_what_to_set(tmp_path: Path) -> None
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(ModelError, match="set CLH_CACHE_DIR"):
         build_once(tmp_path / "file" / "model", quick_build)
+
+
+def test_a_read_only_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = build_once(tmp_path / "model", quick_build)
+
+    def read_only(_: Path) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr("clh.cache._lock", read_only)
+    assert build_once(folder, quick_build) == folder
+    with pytest.raises(ModelError, match=r"Read-only file system.*set CLH_CACHE_DIR"):
+        build_once(tmp_path / "other", quick_build)
+    (folder / "weights").write_bytes(b"weighty")
+    with pytest.raises(ModelError, match="is damaged"):
+        build_once(folder, quick_build)

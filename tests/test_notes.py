@@ -1,6 +1,10 @@
 """Reading notes: every encoding comes back unaltered, and what is no note is refused."""
 
 import codecs
+import io
+import os
+import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -8,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clh.errors import InputError
-from clh.notes import decode_note, read_note
+from clh.notes import decode_note, read_bounded, read_note
 
 LIMIT = 10_000
 TEXT = "Dx: Ménière\u2019s disease, 38.5 °C.\r\nNo fever…\n\tNaïve \x0b patient."
@@ -97,6 +101,7 @@ def test_a_blank_file(file: Path, data: bytes) -> None:
         pytest.param(PNG, id="png"),
         pytest.param(ELF, id="elf"),
         pytest.param(PDF, id="pdf"),
+        pytest.param(b"caf\xe9 " + bytes([0x81, 0x8D, 0x8F, 0x90, 0x9D]), id="no letters at all"),
         pytest.param(bytes(500), id="zeros"),
         pytest.param(b"gout\0asthma\0\0fever\0", id="fields of a program"),
         pytest.param(b"gout \x01\x02\x03\x04 asthma", id="control characters"),
@@ -113,7 +118,73 @@ def test_what_is_not_text(file: Path, data: bytes) -> None:
 def test_a_note_beyond_the_limit(file: Path) -> None:
     file.write_bytes(b"x" * 1235)
     assert len(read_note(file, 1235)[0].text) == 1235
-    with pytest.raises(InputError, match=r"has 1,235 bytes, more than the 1,234.*CLH_NOTE_BYTES"):
+    with pytest.raises(InputError, match=r"has more than the 1,234 bytes.*CLH_NOTE_BYTES"):
         read_note(file, 1234)
-    with pytest.raises(InputError, match="<stdin> has 1,235 bytes"):
+    with pytest.raises(InputError, match="<stdin> has more than the 1,234 bytes"):
         decode_note(b"x" * 1235, "1", 1234, source="<stdin>")
+
+
+# --- what is not a file, or has no end ------------------------------------------------------
+
+
+@pytest.mark.parametrize("device", ["/dev/zero", "/dev/urandom"])
+def test_a_device_without_an_end(device: str) -> None:
+    with pytest.raises(InputError, match=f"{device} has more than the 1,000,000 bytes"):
+        read_note(Path(device), 1_000_000)
+
+
+def test_no_more_than_is_needed_is_read_of_a_stream() -> None:
+    stream = io.BytesIO(b"x" * 5000)
+    with pytest.raises(InputError, match="standard input has more than the 1,000 bytes"):
+        read_bounded(stream, 1000)
+    assert stream.tell() == 1001
+    assert read_bounded(io.BytesIO(b"x" * 1000), 1000) == b"x" * 1000
+
+
+def test_a_file_that_grows_while_it_is_looked_at(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file.write_bytes(b"x" * 5000)
+    monkeypatch.setattr(Path, "stat", lambda *_, **__: os.stat_result([0o100644] + [0] * 9))
+    with pytest.raises(InputError, match="has more than the 1,000 bytes"):
+        read_note(file, 1000)
+
+
+def test_a_named_pipe_is_read_to_its_end(file: Path) -> None:
+    os.mkfifo(file)
+    with subprocess.Popen(["sh", "-c", f"(echo gout; sleep .3; echo asthma) > {file}"]):
+        time.sleep(0.1)  # until the writer waits for a reader
+        assert read_note(file, LIMIT)[0].text == "gout\nasthma\n"
+
+
+def test_a_pipe_whose_writer_takes_its_time() -> None:
+    with subprocess.Popen(["sh", "-c", "sleep .3; echo gout"], stdout=subprocess.PIPE) as writer:
+        assert writer.stdout is not None
+        note, _ = read_note(Path(f"/dev/fd/{writer.stdout.fileno()}"), LIMIT)
+    assert note.text == "gout\n"
+
+
+def test_a_pipe_that_nobody_writes_to_is_blank(file: Path) -> None:
+    os.mkfifo(file)
+    with pytest.raises(InputError, match=r"visit-7\.txt is blank"):
+        read_note(file, LIMIT)
+
+
+def test_a_folder_that_may_not_be_entered(
+    tmp_path: Path, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def denied(*_: object) -> int:
+        raise PermissionError(13, "Permission denied", str(file))
+
+    monkeypatch.setattr(os, "open", denied)
+    with pytest.raises(InputError, match=r"visit-7\.txt: permission denied"):
+        read_note(file, LIMIT)
+    with pytest.raises(InputError, match="standard input is a folder"):
+        read_bounded(Folder(), LIMIT)
+
+
+class Folder(io.BytesIO):
+    """A standard input that is a folder."""
+
+    def read(self, *_: object) -> bytes:
+        raise IsADirectoryError(21, "Is a directory")

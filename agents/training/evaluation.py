@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from statistics import harmonic_mean
 
-from agents.analyze import Reply
+from agents.analyze.llm import Reply
 from agents.training.evidence import overlaps
 from agents.training.examples import AgentExample, AnalyzeExample, VerifyExample
 from agents.training.rewards import ParsedCompletion, parse_completion, ratio
-from agents.verify import ANSWERS
-from clh.errors import InputError
+from agents.verify.llm import ANSWERS
+from clh.errors import InputError, ReplyError
 from clh.models.language import LanguageModel
 
 Prediction = ParsedCompletion | float  # of a window its terms, of a candidate how probable yes is
@@ -26,7 +26,7 @@ async def predict(examples: Sequence[AgentExample], model: LanguageModel) -> lis
     probabilities = iter(await model.choose(verify, ANSWERS))
     replies = iter(await model.chat(analyze, Reply))
     return [
-        next(probabilities)[0]
+        _probability_of_yes(next(probabilities))
         if isinstance(example, VerifyExample)
         else parse_completion("analyze", example.passage.text, next(replies).raw)
         for example in examples
@@ -63,6 +63,11 @@ def score_predictions(
         scores |= _verify_scores(verify)
         averaged.append(scores["verify_average_precision"])
     return {"score": sum(averaged) / len(averaged), **scores}
+
+
+def _probability_of_yes(probabilities: Sequence[float] | ReplyError) -> float:
+    """As inference has it: where the model gives no answer, nothing is supported."""
+    return 0.0 if isinstance(probabilities, ReplyError) else probabilities[0]
 
 
 def _analyze_scores(pairs: Sequence[tuple[AnalyzeExample, ParsedCompletion]]) -> dict[str, float]:

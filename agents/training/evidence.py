@@ -1,11 +1,12 @@
 """What annotators marked in a document, beside what analyze and locate find there."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from agents.analyze import extract_by_retrieval
-from agents.context import Context
-from agents.locate import search
-from agents.verify import same_laterality
+from agents.analyze.retrieval import RetrievalAnalyzer
+from agents.locate import Retriever
+from agents.node import Trace
+from agents.pipeline import Pipeline
+from agents.verify import keep_same_side
 from clh.corpora import Example
 from clh.errors import InputError
 from clh.icd.tabular import CodeSystem
@@ -26,19 +27,20 @@ def overlaps(mark: Mark, span: Span) -> bool:
     return mark.start < span.end and span.start < mark.end
 
 
-def evidence_marks(example: Example, system: CodeSystem) -> list[Mark]:
+def evidence_marks(document: Example, system: CodeSystem) -> list[Mark]:
     """The evidence, by codes as locate reports them; those that the release lacks are left out."""
     return [
         Mark(start=span.start, end=span.end, code=code)
-        for gold in dict.fromkeys(evidence.code for evidence in example.evidence)
+        for gold in dict.fromkeys(evidence.code for evidence in document.evidence)
         if (code := reported_code(gold, system)) is not None
-        for span in example.spans(gold)
+        for span in document.spans(gold)
     ]
 
 
-def gold_codes(example: Example, system: CodeSystem) -> set[str | None]:
-    """The document's codes, as locate reports them."""
-    return {reported_code(code, system) for code in example.codes}
+def gold_codes(document: Example, system: CodeSystem) -> frozenset[str]:
+    """The document's codes, as locate reports them; those that the release lacks are left out."""
+    reported = (reported_code(code, system) for code in document.codes)
+    return frozenset(code for code in reported if code is not None)
 
 
 def reported_codes(candidates: Sequence[Candidate], system: CodeSystem) -> list[str]:
@@ -46,23 +48,30 @@ def reported_codes(candidates: Sequence[Candidate], system: CodeSystem) -> list[
     return [system.reported(candidate.code) for candidate in candidates]
 
 
-def search_codes(context: Context) -> Callable[[Sequence[str]], list[list[str]]]:
-    """A function that gives, for each of some lead terms, the codes that locate finds for it."""
-
-    def find_codes(lead_terms: Sequence[str]) -> list[list[str]]:
-        found = search(list(lead_terms), context)
-        return [reported_codes(candidates, context.system) for candidates in found]
-
-    return find_codes
+def find_codes(
+    lead_terms: Sequence[str], retriever: Retriever, system: CodeSystem
+) -> list[list[str]]:
+    """The codes that locate finds for each of some lead terms, best first."""
+    found = retriever.search(lead_terms)
+    return [reported_codes(candidates, system) for candidates in found]
 
 
-def locate_document(example: Example, context: Context) -> tuple[list[Term], list[list[Candidate]]]:
-    """A document's terms, and the candidates of each that verify is asked about.
+def locate_document(
+    document: Example, pipeline: Pipeline
+) -> tuple[list[Term], list[list[Candidate]]]:
+    """A document's terms, found by retrieval, and the candidates of each that verify judges.
 
-    Raises InputError for an example that has codes but no evidence.
+    Raises InputError for a document that has codes but no evidence.
     """
-    if example.codes and not example.evidence:
-        raise InputError(f"{example.id} has codes without evidence: agents learn from evidence")
-    terms = extract_by_retrieval(example.note, context)
-    found = search([term.lead_term for term in terms], context)
-    return terms, [same_laterality(*pair) for pair in zip(terms, found, strict=True)]
+    if document.codes and not document.evidence:
+        raise InputError(f"{document.id} has codes without evidence: agents learn from evidence")
+    analyzer = RetrievalAnalyzer(
+        pipeline.settings.analyze.retrieval,
+        pipeline.reader,
+        pipeline.embedder,
+        pipeline.index,
+        pipeline.prior,
+    )
+    terms = analyzer.extract(document.note)
+    found = pipeline.retriever.search([term.lead_term for term in terms])
+    return terms, keep_same_side(terms, found, Trace())

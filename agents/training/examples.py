@@ -11,12 +11,10 @@ from contextlib import suppress
 from typing import Annotated, Literal, Protocol, TypeVar
 
 from pydantic import Field, TypeAdapter, ValidationError
-from spacy.tokens import Span as Tokens
 
-from agents.analyze import Quoted, Reply, find, windows
-from agents.context import Context
-from agents.locate import search
-from agents.state import conversation
+from agents.analyze.llm import Quoted, Reply, locate_quote, passage_of, split_windows
+from agents.node import build_messages
+from agents.pipeline import Pipeline
 from agents.training.evidence import (
     Mark,
     evidence_marks,
@@ -26,7 +24,8 @@ from agents.training.evidence import (
     reported_codes,
 )
 from agents.training.split import sentence_key
-from agents.verify import question, texts
+from agents.verify.llm import build_question
+from agents.verify.reranking import rerank_input
 from clh.corpora import Example
 from clh.document.reader import Sentence
 from clh.errors import InputError
@@ -86,13 +85,13 @@ ExampleT = TypeVar("ExampleT", AnalyzeExample, VerifyExample)
 
 def with_thought(example: AgentExample) -> AgentExample:
     """The example with its thought in front of the completion."""
-    completion = language.thinking(example.thought, example.completion)
+    completion = language.with_thinking(example.thought, example.completion)
     return example.model_copy(update={"completion": completion})
 
 
 def draw_examples(
     documents: Sequence[Example],
-    context: Context,
+    pipeline: Pipeline,
     drawing: Drawing,
     sizes: Mapping[Task, int],
     unseen: Collection[str] = (),
@@ -108,7 +107,7 @@ def draw_examples(
     pools: dict[Task, list[AgentExample]] = {task: [] for task in sizes}
     shuffled = rng.sample(documents, len(documents))
     for document in tqdm(shuffled, unit="document", leave=False, disable=None):
-        for example in build_examples(document, context, drawing.negatives, rng, unseen):
+        for example in build_examples(document, pipeline, drawing.negatives, rng, unseen):
             if example.task in pools:
                 pools[example.task].append(example)
         if all(len(pool) >= _POOL * sizes[task] for task, pool in pools.items()):
@@ -123,7 +122,7 @@ def draw_examples(
 
 def build_examples(
     document: Example,
-    context: Context,
+    pipeline: Pipeline,
     negatives: float,
     rng: random.Random,
     unseen: Collection[str] = (),
@@ -133,10 +132,10 @@ def build_examples(
     What shows an `unseen` sentence, by its key, is left out. Raises InputError for a document that
     has codes but no evidence.
     """
-    terms, candidates = locate_document(document, context)
-    marks = evidence_marks(document, context.system)
-    analyze = _analyze_examples(document, marks, terms, candidates, context, unseen)
-    right, wrong = _verify_examples(document, marks, terms, candidates, context, unseen)
+    terms, candidates = locate_document(document, pipeline)
+    marks = evidence_marks(document, pipeline.system)
+    analyze = _analyze_examples(document, marks, terms, candidates, pipeline, unseen)
+    right, wrong = _verify_examples(document, marks, terms, candidates, pipeline, unseen)
     drawn = rng.sample(wrong, min(round(negatives * len(right)), len(wrong)))
     return [*analyze, *right, *drawn]
 
@@ -149,30 +148,30 @@ def _analyze_examples(
     marks: Sequence[Mark],
     terms: Sequence[Term],
     candidates: Sequence[Sequence[Candidate]],
-    context: Context,
+    pipeline: Pipeline,
     unseen: Collection[str],
 ) -> Iterator[AnalyzeExample]:
-    note, settings = document.note, context.settings
-    sentences = context.reader.sentences(note.text)
+    note, settings = document.note, pipeline.settings
+    sentences = pipeline.reader.all_sentences(note.text)
     expected = [
-        *_terms_of_marked_sentences(marks, terms, candidates, sentences, context),
-        *_terms_of_marks(note, marks, sentences, context),
+        *_terms_of_marked_sentences(marks, terms, candidates, sentences, pipeline),
+        *_terms_of_marks(note, marks, sentences, pipeline),
     ]
-    for window in windows(sentences, settings.analyze):
-        if any(sentence_key(sentence.tokens.text) in unseen for sentence in window):
+    for window in split_windows(sentences, settings.analyze.llm.window_words):
+        if any(sentence_key(sentence.text) in unseen for sentence in window):
             continue
-        passage = note.span(window[0].tokens.start_char, window[-1].tokens.end_char)
+        passage = passage_of(note, window)
         by_start = {
             term.quote.start: quoted
             for term in expected
             # Inference takes the first place that has a quote: no other can be asked for.
-            if find(note, passage, term.quote.text) == term.quote
+            if locate_quote(note, passage, term.quote.text) == term.quote
             and (quoted := _quoted(term)) is not None
         }
         reply = [by_start[start] for start in sorted(by_start)]
         yield AnalyzeExample(
             document=document.id,
-            prompt=tuple(conversation("analyze", text=passage.text, policy=settings.policy)),
+            prompt=tuple(build_messages("analyze", text=passage.text, policy=settings.policy)),
             thought=_analyze_thought(reply),
             completion=_analyze_completion(reply),
             passage=Note(id=document.id, text=passage.text),
@@ -193,7 +192,7 @@ def _terms_of_marked_sentences(
     terms: Sequence[Term],
     candidates: Sequence[Sequence[Candidate]],
     sentences: Sequence[Sentence],
-    context: Context,
+    pipeline: Pipeline,
 ) -> Iterator[Term]:
     """Of a sentence marked as a whole, the terms that lead to its codes, by their closest texts.
 
@@ -203,13 +202,15 @@ def _terms_of_marked_sentences(
     wide = [mark for mark in marks if any(_covers(mark, sentence) for sentence in sentences)]
     lead_terms: list[dict[str, str]] = [{} for _ in terms]  # of each code, best first
     for by_code, found in zip(lead_terms, candidates, strict=True):
-        for candidate, code in zip(found, reported_codes(found, context.system), strict=True):
+        for candidate, code in zip(found, reported_codes(found, pipeline.system), strict=True):
             by_code.setdefault(code, candidate.matched)
     for mark in wide:
         places = [place for place, term in enumerate(terms) if overlaps(mark, term.quote)]
         if places and not any(mark.code in lead_terms[place] for place in places):
-            title = context.system[mark.code].title
-            vectors = context.tower.encode([title, *(terms[place].lead_term for place in places)])
+            title = pipeline.system[mark.code].title
+            vectors = pipeline.embedder.encode(
+                [title, *(terms[place].lead_term for place in places)]
+            )
             closest = terms[places[int((vectors[1:] @ vectors[0]).argmax())]]
             yield closest.model_copy(update={"lead_term": title})
     for term, by_code in zip(terms, lead_terms, strict=True):
@@ -220,7 +221,7 @@ def _terms_of_marked_sentences(
 
 
 def _terms_of_marks(
-    note: Note, marks: Sequence[Mark], sentences: Sequence[Sentence], context: Context
+    note: Note, marks: Sequence[Mark], sentences: Sequence[Sentence], pipeline: Pipeline
 ) -> Iterator[Term]:
     """The marks that are shorter than their sentences, by the text of the code closest to them."""
     short = [
@@ -229,18 +230,16 @@ def _terms_of_marks(
         for sentence in sentences
         if _lies_within(mark, sentence) and not _covers(mark, sentence)
     ]
-    mentions = [(sentence, _tokens(mark, sentence)) for mark, sentence in short]
     words = [" ".join(note.text[mark.start : mark.end].lower().split()) for mark, _ in short]
-    searched = search([expand(text) for text in words], context)
-    statuses = context.reader.statuses(mentions)
-    for (mark, sentence), found, status in zip(short, searched, statuses, strict=True):
-        codes = reported_codes(found, context.system)
+    searched = pipeline.retriever.search([expand(text) for text in words])
+    for (mark, sentence), found in zip(short, searched, strict=True):
+        codes = reported_codes(found, pipeline.system)
         closest = (hit.matched for hit, code in zip(found, codes, strict=True) if code == mark.code)
         yield Term(
             quote=note.span(mark.start, mark.end),
-            sentence=note.span(sentence.tokens.start_char, sentence.tokens.end_char),
-            lead_term=next(closest, context.system[mark.code].title),
-            status=status,
+            sentence=note.span(sentence.start, sentence.end),
+            lead_term=next(closest, pipeline.system[mark.code].title),
+            status=sentence.mention(mark.start, mark.end).status,
         )
 
 
@@ -264,21 +263,11 @@ def _analyze_thought(terms: Sequence[Quoted]) -> str:
 
 
 def _covers(mark: Mark, sentence: Sentence) -> bool:
-    return mark.start <= sentence.tokens.start_char and sentence.tokens.end_char <= mark.end
+    return mark.start <= sentence.start and sentence.end <= mark.end
 
 
 def _lies_within(mark: Mark, sentence: Sentence) -> bool:
-    return sentence.tokens.start_char <= mark.start and mark.end <= sentence.tokens.end_char
-
-
-def _tokens(mark: Mark, sentence: Sentence) -> Tokens:
-    """The tokens that a mark within a sentence touches."""
-    touched = [
-        token
-        for token in sentence.tokens
-        if mark.start < token.idx + len(token) and token.idx < mark.end
-    ]
-    return sentence.tokens.doc[touched[0].i : touched[-1].i + 1]
+    return sentence.start <= mark.start and mark.end <= sentence.end
 
 
 # --- verify ----------------------------------------------------------------------------------
@@ -289,37 +278,37 @@ def _verify_examples(
     marks: Sequence[Mark],
     terms: Sequence[Term],
     candidates: Sequence[Sequence[Candidate]],
-    context: Context,
+    pipeline: Pipeline,
     unseen: Collection[str],
 ) -> tuple[list[VerifyExample], list[VerifyExample]]:
     """The candidates marked in their term's sentence, and those that the note has nowhere."""
-    gold = gold_codes(document, context.system)
+    gold = gold_codes(document, pipeline.system)
     right: list[VerifyExample] = []
     wrong: list[VerifyExample] = []
     for term, found in zip(terms, candidates, strict=True):
         if sentence_key(term.sentence.text) in unseen:
             continue
         here = {mark.code for mark in marks if overlaps(mark, term.sentence)}
-        codes = reported_codes(found, context.system)
+        codes = reported_codes(found, pipeline.system)
         meaning = next((code for code in codes if code in here), None)
         for candidate, code in zip(found, codes, strict=True):
             if code in gold and code not in here:
                 continue  # the note means it elsewhere, and perhaps here
             example = VerifyExample(
                 document=document.id,
-                prompt=tuple(question(term, candidate, context)),
-                thought=_verify_thought(term, code if code in here else meaning, context),
+                prompt=tuple(build_question(term, candidate, pipeline.system)),
+                thought=_verify_thought(term, code if code in here else meaning, pipeline),
                 completion="yes" if code in here else "no",
-                texts=texts(term, candidate),
+                texts=rerank_input(term, candidate),
             )
             (right if code in here else wrong).append(example)
     return right, wrong
 
 
-def _verify_thought(term: Term, code: str | None, context: Context) -> str:
+def _verify_thought(term: Term, code: str | None, pipeline: Pipeline) -> str:
     """The thought before verify's reply: what the term means, whatever is asked about it.
 
     It leaves the comparison to the reply, whose probability would tell nothing after a verdict.
     """
-    meaning = "no code" if code is None else context.system[code].title
+    meaning = "no code" if code is None else pipeline.system[code].title
     return f"{term.quote.text} means {meaning}"

@@ -3,11 +3,12 @@
 import asyncio
 from collections.abc import Callable, Sequence
 
-from agents.analyze import Reply
+from agents.analyze.llm import Reply
 from agents.training.examples import AgentExample, VerifyExample
 from agents.training.rewards import FindCodes, code_f1_reward, reward_columns
 from agents.training.training_set import TrainingSet
-from agents.verify import ANSWERS
+from agents.verify.llm import ANSWERS
+from clh.errors import ReplyError
 from clh.models.language import LanguageModel, LocalModel, Message
 from clh.schema import Shape
 
@@ -90,5 +91,8 @@ async def complete(examples: Sequence[AgentExample], model: LanguageModel) -> li
     ]
 
 
-def _likelier(probabilities: Sequence[float]) -> str:
+def _likelier(probabilities: Sequence[float] | ReplyError) -> str:
+    """The answer that a model would give, or what it replied instead."""
+    if isinstance(probabilities, ReplyError):
+        return probabilities.raw
     return ANSWERS[probabilities.index(max(probabilities))]

@@ -5,14 +5,15 @@ passes the columns of the dataset by their names: those of `reward_columns`.
 """
 
 import functools
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from agents.analyze import Reply, find
+from agents.analyze.llm import Reply, locate_quote
 from agents.training.evidence import Mark
 from agents.training.examples import AgentExample, AnalyzeExample
-from agents.verify import ANSWERS
+from agents.verify.llm import ANSWERS
 from clh.errors import ReplyError
 from clh.models import language
 from clh.schema import Note, Span
@@ -33,15 +34,21 @@ class ParsedCompletion(NamedTuple):
 def parse_completion(task: Task, passage: str, raw: str) -> ParsedCompletion:
     """What inference reads in a completion; of one that it cannot use, that it is so."""
     if task == "verify":
-        return ParsedCompletion(language.spoken(raw) in ANSWERS)
+        return ParsedCompletion(language.strip_thinking(raw) in ANSWERS)
     try:
         quoted = language.Reply.parse(raw, Reply).value.terms
     except ReplyError:
         return ParsedCompletion(False)
     note = Note(id="passage", text=passage)
     whole = note.span(0, len(passage))
-    places = [(find(note, whole, term.quote), term.lead_term) for term in quoted]
-    found = {place: lead_term for place, lead_term in places if place is not None}
+    seen: Counter[str] = Counter()
+    found: dict[Span, str] = {}
+    for term in quoted:
+        key = " ".join(term.quote.split()).lower()
+        place = locate_quote(note, whole, term.quote, seen[key])
+        seen[key] += 1
+        if place is not None:
+            found.setdefault(place, term.lead_term)
     return ParsedCompletion(True, len(quoted), found)
 
 
@@ -129,8 +136,8 @@ def code_f1_reward(
     rewards = []
     for row, one in enumerate(parsed):
         if task[row] == "verify":
-            answer = language.spoken(_text(completions[row]))
-            rewards.append(float(answer == language.spoken(reference[row])))
+            answer = language.strip_thinking(_text(completions[row]))
+            rewards.append(float(answer == language.strip_thinking(reference[row])))
         else:
             found = [codes[term] for term in one.lead_terms.values()]
             rewards.append(one.usable * code_f1(found, gold_codes[row]))

@@ -16,6 +16,6 @@ def fine_tune(arguments: argparse.Namespace, unsloth: ModuleType | None = None) 
     recipe = recipes.read_recipe(arguments.recipe, language.SftRecipe, arguments.set)
     data = load_training_set(arguments, recipe)
     folder = data.folder.path
-    trainable = language.load_model(recipe, data.context.settings.cache_dir, unsloth)
+    trainable = language.load_model(recipe, data.pipeline.settings.cache_dir, unsloth)
     trained = language.sft_trainer(trainable, data.train, recipe, folder)
     language.train_model(trained, trainable, recipe, folder, data.evaluate)

@@ -52,9 +52,9 @@ class DocumentSplit:
 def sentence_keys(examples: Sequence[Example], reader: Reader) -> set[str]:
     """The keys of all sentences of some documents that have one."""
     return {
-        sentence_key(sentence.tokens.text)
+        sentence_key(sentence.text)
         for example in examples
-        for sentence in reader.sentences(example.note.text)
+        for sentence in reader.all_sentences(example.note.text)
     } - {""}
 
 

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 from pydantic import Field, NonNegativeFloat, PositiveInt
 
 from clh.errors import InputError
-from clh.evaluation import recipes, runs
+from clh.evaluation import recipes
+from clh.files import write_folder
 from clh.models import weights
 from clh.models.language import LanguageModel, LocalModel, Message
 from clh.training import trainer
@@ -141,7 +142,7 @@ def load_model(
             task_type="CAUSAL_LM",
         )
     # Weights that stay as they are may be coarse; those that take small steps may not.
-    dtype = torch.float32 if lora is None else weights.fast_dtype()
+    dtype = torch.float32 if lora is None else weights.fast_dtype(weights.pick_device())
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
     return TrainableModel(folder, model, AutoTokenizer.from_pretrained(folder), adapter)
 
@@ -248,7 +249,7 @@ def train_model(
     def scores() -> Mapping[str, float]:
         with TemporaryDirectory(dir=folder) as cache:
             saved = Path(cache) / "model"
-            runs.write_folder(saved, lambda to: save_model(trained, local, to))
+            write_folder(saved, lambda to: save_model(trained, local, to))
             return evaluate(
                 LocalModel(
                     str(saved), Path(cache), max_tokens=recipe.reply_tokens, think=recipe.think

@@ -52,9 +52,10 @@ def sentence_pairs(
         ]
         pairs = []
         for sentence in reader.sentences(note.text):
-            start, end = sentence.tokens.start_char, sentence.tokens.end_char
-            codes = frozenset(code for at, to, code in marks if at < end and start < to)
-            pairs.append(Pair((query(sentence.tokens.text),), codes))
+            codes = frozenset(
+                code for start, end, code in marks if start < sentence.end and sentence.start < end
+            )
+            pairs.append(Pair((query(sentence.text),), codes))
         documents.append(pairs)
     return documents
 
@@ -129,11 +130,6 @@ def reported_code(code: str, system: CodeSystem) -> str | None:
 def stem_code(code: str, system: CodeSystem) -> str | None:
     """The code without its 7th character, as annotators write it; None as in `reported_code`."""
     return system.stem(code) if code in system else None
-
-
-def gold_stems(example: Example, system: CodeSystem) -> frozenset[str]:
-    """An example's codes without 7th characters; those that the release lacks as they are."""
-    return frozenset(system.stem(code) if code in system else code for code in example.codes)
 
 
 def _wordings(term: IndexTerm) -> Iterable[str]:

@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 from clh.corpora import Example
 from clh.document.reader import Reader
-from clh.evaluation import runs
+from clh.files import atomic_write
 from clh.icd.tabular import CodeSystem
-from clh.models.weights import learned
+from clh.models.weights import weights_folder
 from clh.retrieval.index import CodeIndex
 from clh.retrieval.precedents import Precedents
 from clh.retrieval.prior import PRECEDENTS, PRIOR, Prior, Weights
@@ -54,7 +54,7 @@ def recount(
     A prior knows too much of the documents that it was counted on: what trains on documents finds
     its candidates with a prior that was counted on others.
     """
-    prior = json.loads((learned(name) / PRIOR).read_text())
+    prior = json.loads((weights_folder(name) / PRIOR).read_text())
     counting = Counting(prior["longest"], prior["doubt"], prior["least"])
     weights = Weights(prior["weight"], prior["precedent_weight"])
     counts = count_codes(examples, system, reader, counting)
@@ -71,5 +71,5 @@ def save_prior(folder: Path, weights: Weights, counting: Counting, counts: Count
         "notes": notes,
     }
     folder.mkdir(parents=True, exist_ok=True)
-    runs.write(folder / PRIOR, json.dumps(prior, indent=1) + "\n")
+    atomic_write(folder / PRIOR, json.dumps(prior, indent=1) + "\n")
     precedents.save(folder / PRECEDENTS)

@@ -205,7 +205,7 @@ def build_loss(
 def embed(tower: SentenceTransformer, texts: Sequence[str], batch: int) -> Tensor:
     """Embeddings without gradients, L2-normalised: float32 (texts, dimensions)."""
     # A copy in the dtype of the search, which is faster and what the towers will be used in.
-    fast = copy.deepcopy(tower).to(weights.fast_dtype())
+    fast = copy.deepcopy(tower).to(weights.fast_dtype(tower.device.type))
     embeddings: Tensor = fast.encode(
         list(texts), batch_size=batch, convert_to_tensor=True, show_progress_bar=False
     )

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from clh.evaluation import recipes, runs
+from clh.evaluation import recipes
+from clh.files import atomic_write, write_folder
 from clh.models import weights
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ def common_arguments(folder: Path) -> dict[str, Any]:
 
     return {
         "output_dir": str(folder),
-        "bf16": weights.fast_dtype() == torch.bfloat16,
+        "bf16": weights.fast_dtype(weights.pick_device()) == torch.bfloat16,
         "use_cpu": not torch.accelerator.is_available(),
         "dataloader_pin_memory": torch.accelerator.is_available(),
         "save_total_limit": 1,
@@ -146,9 +147,9 @@ def train(
             if trainer.is_world_process_zero():
                 tqdm.write(json.dumps({k: round(v, 4) for k, v in self._rows[-1].items()}))
                 if epoch and scores[best] == max(row[best] for row in self._rows[1:]):
-                    runs.write_folder(folder / "best", save)
+                    write_folder(folder / "best", save)
                 lines = (json.dumps(row) + "\n" for row in self._rows)
-                runs.write(folder / _LOG, "".join(lines))
+                atomic_write(folder / _LOG, "".join(lines))
             trainer.accelerator.wait_for_everyone()
             self._started = time.perf_counter()
 

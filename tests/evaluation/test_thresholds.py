@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agents.context import Logistic
 from clh.errors import InputError
 from clh.evaluation.metrics import Scored, set_scores
 from clh.evaluation.thresholds import (
@@ -16,6 +15,7 @@ from clh.evaluation.thresholds import (
     fit_logistic,
     precision_recall_table,
 )
+from clh.models.logistic import Logistic
 
 codes = st.sampled_from("ABCDEF")
 scored_notes = st.lists(

@@ -335,7 +335,7 @@ def test_minilm_finds_what_is_said_in_other_words() -> None:
     texts = baselines.reportable(searchable(system), system)
     said = ["Well so far. Both kidneys have stopped working.", "She cannot see with her left eye."]
     notes = [example(text) for text in (*said, "-")]
-    kidneys, eyes, blank = baselines.minilm(notes, texts, system, VALUES.minilm)
+    kidneys, eyes, blank = baselines.minilm(notes, texts, VALUES.minilm)
     assert max(kidneys, key=kidneys.__getitem__) == "N19"  # unspecified kidney failure
     assert max(eyes, key=eyes.__getitem__).startswith("H54")  # blindness
     assert blank == {}

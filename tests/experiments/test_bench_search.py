@@ -30,7 +30,7 @@ def script(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Script:
     monkeypatch.setenv("CLH_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setattr("clh.icd.tabular.load_tabular", toy_system)
     for module in ("clh.retrieval.index", "clh.models.embedder"):
-        monkeypatch.setattr(f"{module}.load_tower", lambda name, settings: ToyTower())
+        monkeypatch.setattr(f"{module}.load_embedder", lambda name, settings: ToyTower())
 
     def run(*flags: object) -> int:
         given = ["--output", tmp_path / "out", "--recipe", small, *flags]

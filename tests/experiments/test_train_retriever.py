@@ -107,6 +107,7 @@ def test_a_run_writes_towers_a_log_and_a_plot(run: Run, flags: list[str], tmp_pa
     assert rows[2]["loss"] < rows[1]["loss"]
     assert all(0 <= row["recall@50"] <= 1 for row in rows)
     assert "<svg" in (out / "plot.svg").read_text()
+    assert (out / "best" / "model.onnx").exists()
     assert set(weights(out)) == {"model.safetensors", "2_Dense/model.safetensors"}
     assert json.loads((out / "config.json").read_text())["held_out"] == 1
     assert not [file for file in (out / "best").rglob("*") if file.suffix in (".bin", ".pt")]
@@ -173,7 +174,7 @@ def test_a_value_of_the_recipe_is_given_as_a_flag(
     ("break_it", "message"),
     [
         (lambda folder: (folder / "train.jsonl").unlink(), "there is no .*train.jsonl"),
-        (lambda folder: (folder / "index.xml").write_text("<a/>"), "is no Alphabetic Index"),
+        (lambda folder: (folder / "index.xml").write_text("<a/>"), "is not the Alphabetic Index"),
         (lambda folder: (folder / "recipe.yaml").write_text("base: x"), "recipe.yaml, dimensions"),
         (
             lambda folder: (folder / "train.jsonl").write_text(

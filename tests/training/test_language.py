@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from agents.training.examples import VerifyExample
 from clh.errors import InputError, ModelError
-from clh.models.language import LocalModel, Message, thinking
+from clh.models.language import LocalModel, Message, with_thinking
 from clh.models.weights import model_id, resolve
 from clh.training import language
 from clh.training.language import LoraRecipe, SftRecipe, assistant_turn, select_fitting
@@ -50,7 +50,7 @@ def test_long_examples_and_control_tokens_are_left_out(tiny: Path) -> None:
         select_fitting([short, long], tokenizer, 10)
 
 
-@pytest.mark.parametrize("thought", ["", thinking("right knee means Pain in right knee", "")])
+@pytest.mark.parametrize("thought", ["", with_thinking("right knee means Pain in right knee", "")])
 @pytest.mark.parametrize("reply", ["yes", '{"terms": []}'])
 @pytest.mark.parametrize("text", [*TEXTS, "A note that says </think> and <think>."])
 def test_training_reads_the_tokens_that_inference_does(
@@ -104,10 +104,8 @@ def adapter(tiny: Path, tmp_path: Path) -> Path:
     """An adapter with random weights, as training would save it, and PEFT's model of it beside."""
     from peft import get_peft_model
 
-    given = recipe(
-        base=str(tiny),
-        lora=LoraRecipe(rank=4, alpha=12, dropout=0, modules=("q_proj", "down_proj")),
-    )
+    lora = LoraRecipe(rank=4, alpha=12, dropout=0, modules=("q_proj", "down_proj"))
+    given = recipe(base=str(tiny), lora=lora)
     trainable = language.load_model(given, tmp_path)
     model: Any = get_peft_model(trainable.model.float(), trainable.adapter)  # type: ignore[arg-type]
     torch.manual_seed(0)
@@ -188,6 +186,19 @@ def with_a_head(adapter: Path) -> None:
     save_file(weights | {"lm_head.weight": torch.zeros(2)}, adapter / "adapter_model.safetensors")
 
 
+def of_embeddings(adapter: Path) -> None:
+    table = "base_model.model.model.embed_tokens.lora_{}.weight"
+    weights = load_file(adapter / "adapter_model.safetensors")
+    rows, width = 320, 32
+    more = {table.format("A"): torch.zeros(4, width), table.format("B"): torch.zeros(rows, 4)}
+    save_file(weights | more, adapter / "adapter_model.safetensors")
+
+
+def configure(adapter: Path, **changes: Any) -> None:
+    file = adapter / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
 def of_another_base(adapter: Path) -> None:
     weights = load_file(adapter / "adapter_model.safetensors")
     renamed = {name.replace("layers.1", "layers.9"): one for name, one in weights.items()}
@@ -205,10 +216,13 @@ def of_another_width(adapter: Path) -> None:
 @pytest.mark.parametrize(
     ("break_it", "message"),
     [
-        (lambda adapter: (adapter / "adapter_config.json").write_text("{}"), "is no whole LoRA"),
-        (without_weights, "is no whole LoRA adapter: train it again"),
+        (lambda adapter: (adapter / "adapter_config.json").write_text("{}"), "not a complete LoRA"),
+        (lambda adapter: configure(adapter, r=0), "not a complete LoRA adapter"),
+        (without_weights, "not a complete LoRA adapter: it needs adapter_config.json and adapter_"),
         (cut_short, "does not fit its base tiny"),
-        (with_a_head, "holds more than plain LoRA: merge it with PEFT"),
+        (with_a_head, "is more than plain LoRA: merge it with PEFT"),
+        (of_embeddings, "is more than plain LoRA: merge it with PEFT"),
+        (lambda adapter: configure(adapter, r=8), "is more than plain LoRA: merge it with PEFT"),
         (of_another_base, "does not fit its base tiny"),
         (of_another_width, "does not fit its base tiny"),
     ],
@@ -221,3 +235,45 @@ def test_an_adapter_that_cannot_be_merged(
         resolve(str(adapter), tmp_path / "cache")
     assert "\n" not in str(error.value)
     assert not list((tmp_path / "cache").glob("*-merged"))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"use_rslora": True},
+        {"use_dora": True},
+        {"alpha_pattern": {"q_proj": 64}},
+        {"rank_pattern": {"q_proj": 8}},
+        {"fan_in_fan_out": True},
+        {"modules_to_save": ["lm_head"]},
+        {"bias": "all"},
+        {"lora_bias": True},
+        {"peft_type": "IA3"},
+        {"init_lora_weights": "pissa"},
+        {"a_setting_of_tomorrow": 1},
+    ],
+)
+def test_an_adapter_of_another_formula_is_refused(
+    adapter: Path, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    configure(adapter, **changes)
+    [setting] = changes
+    with pytest.raises(
+        ModelError, match=rf"is more than plain LoRA \({setting}\): merge it with PEFT"
+    ):
+        resolve(str(adapter), tmp_path / "cache")
+
+
+def test_an_adapter_as_peft_itself_saves_it_is_merged(
+    adapter: Path, tiny: Path, tmp_path: Path
+) -> None:
+    from peft import PeftModel
+
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny), adapter)
+    model.save_pretrained(tmp_path / "by_peft")
+    ours = AutoModelForCausalLM.from_pretrained(resolve(str(adapter), tmp_path / "cache"))
+    theirs = AutoModelForCausalLM.from_pretrained(
+        resolve(str(tmp_path / "by_peft"), tmp_path / "cache")
+    )
+    for name, weight in ours.state_dict().items():
+        torch.testing.assert_close(weight, theirs.state_dict()[name])

@@ -18,7 +18,6 @@ from clh.schema import Span
 from clh.training.attention.head import LabelAttention
 from clh.training.attention.shortlist import Shortlist
 from clh.training.attention.training import find_evidence
-from clh.training.pairs import gold_stems
 
 RECALLS = [f"recall@{k}" for k in CUTOFFS]
 
@@ -54,7 +53,7 @@ def score_unseen(
     seed: int,
 ) -> dict[str, Any]:
     """Recall of the codes that no training note has."""
-    seen = frozenset().union(*(gold_stems(example, system) for example in train))
+    seen = {system.stem_or_self(code) for example in train for code in example.codes}
     notes = [replace(note, gold=note.gold - seen) for note in ranked]
     scores = metrics.rank_scores(notes, CUTOFFS)
     return {

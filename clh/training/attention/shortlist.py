@@ -17,11 +17,10 @@ from clh.errors import InputError
 from clh.evaluation.metrics import Scored
 from clh.icd.tabular import CodeSystem
 from clh.models import weights
-from clh.models.embedder import Tower, Vectors, load_tower
+from clh.models.embedder import Embedder, Vectors, load_embedder
 from clh.retrieval.index import open_index
 from clh.retrieval.lexical import query
 from clh.training.attention.head import Tokens, read_tokens
-from clh.training.pairs import gold_stems
 from clh.training.towers import open_tower
 
 
@@ -68,7 +67,7 @@ class Retriever:
     def __init__(
         self,
         model: SentenceTransformer,
-        tower: Tower,
+        tower: Embedder,
         max_tokens: int,
         codes: CodeVectors,
         system: CodeSystem,
@@ -83,10 +82,10 @@ class Retriever:
         """The towers of the settings; the index is built unless the cache has it."""
         name = settings.towers.query
         model = open_tower(weights.resolve(name, settings.cache_dir))
-        model = model.to(weights.fast_dtype()).eval()
+        model = model.to(weights.fast_dtype(weights.pick_device())).eval()
         index = open_index(settings, system)
         codes = CodeVectors([code for code, _ in index.pairs], index.vectors())
-        tower = load_tower(name, settings)
+        tower = load_embedder(name, settings)
         return cls(model, tower, settings.towers.max_tokens, codes, system)
 
     def shortlist(self, example: Example, size: int, *, with_gold: bool) -> Shortlist:
@@ -96,7 +95,7 @@ class Retriever:
         """
         note, system = example.note, self._system
         sentences = [
-            note.span(sentence.tokens.start_char, sentence.tokens.end_char)
+            note.span(sentence.start, sentence.end)
             for sentence in self._reader.sentences(note.text)
         ]
         if not sentences:
@@ -112,7 +111,7 @@ class Retriever:
         spans = np.array([(sentence.start, sentence.end) for sentence in sentences])
         return Shortlist(
             id=example.id,
-            gold=gold_stems(example, system),
+            gold=frozenset(map(system.stem_or_self, example.codes)),
             tokens=read_tokens(self.model, sentences, self._max_tokens),
             codes=tuple(self._codes.codes[places].tolist()),
             vectors=torch.from_numpy(self._codes.vectors[places]),

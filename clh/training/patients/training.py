@@ -16,7 +16,7 @@ from clh.evaluation import metrics, recipes
 from clh.evaluation.metrics import Scored
 from clh.evaluation.stages import CUTOFFS
 from clh.evaluation.thresholds import apply_threshold, best_threshold
-from clh.models.embedder import Tower, Vectors
+from clh.models.embedder import Embedder, Vectors
 from clh.training.losses import matryoshka, symmetric_info_nce
 from clh.training.patients.tables import PatientEncounter
 from clh.training.patients.tower import EhrTower, PatientTower, Scaler
@@ -39,10 +39,10 @@ class PatientRecipe(recipes.Recipe):
     seed: NonNegativeInt
 
 
-def note_vectors(notes: Sequence[str], tower: Tower) -> Tensor:
+def note_vectors(notes: Sequence[str], tower: Embedder) -> Tensor:
     """One row per note, the normalised mean of its sentences' vectors; 0 without a sentence."""
     reader = Reader()
-    sentences = [[sentence.tokens.text for sentence in reader.sentences(note)] for note in notes]
+    sentences = [[sentence.text for sentence in reader.all_sentences(note)] for note in notes]
     encoded = torch.from_numpy(tower.encode([text for note in sentences for text in note]))
     parts = encoded.split_with_sizes([len(note) for note in sentences])
     return normalize(torch.stack([part.sum(dim=0) for part in parts]), dim=1)
@@ -75,7 +75,7 @@ class Codes:
 class EncodedSplit:
     """The encounters of a split, as the tower reads them."""
 
-    def __init__(self, encounters: Sequence[PatientEncounter], tower: Tower) -> None:
+    def __init__(self, encounters: Sequence[PatientEncounter], tower: Embedder) -> None:
         """Encode their notes."""
         self.encounters = encounters
         self.texts = note_vectors([encounter.text for encounter in encounters], tower)

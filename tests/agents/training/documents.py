@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from agents.context import Context
+from agents.pipeline import Pipeline
 from agents.training.examples import AnalyzeExample, VerifyExample, build_examples
 from clh.corpora import Evidence, Example
 from clh.schema import Note
@@ -48,11 +48,11 @@ def document(
 
 
 def built(
-    document: Example, context: Context, **changed: Any
+    document: Example, pipeline: Pipeline, **changed: Any
 ) -> tuple[list[AnalyzeExample], list[VerifyExample]]:
     """All examples of a document, by their task."""
     given = {"negatives": 100, **changed}
-    examples = build_examples(document, context, rng=random.Random(0), **given)
+    examples = build_examples(document, pipeline, rng=random.Random(0), **given)
     return (
         [example for example in examples if isinstance(example, AnalyzeExample)],
         [example for example in examples if isinstance(example, VerifyExample)],

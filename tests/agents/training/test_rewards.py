@@ -4,6 +4,7 @@ import doctest
 import json
 from collections.abc import Callable
 from fractions import Fraction
+from functools import partial
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agents.training import rewards
-from agents.training.evidence import search_codes
+from agents.training.evidence import find_codes
 from agents.training.examples import AgentExample, with_thought
 from agents.training.rewards import (
     code_f1,
@@ -22,26 +23,27 @@ from agents.training.rewards import (
     reward_functions,
     verbatim_reward,
 )
-from clh.models.language import thinking
+from clh.models.language import with_thinking
 from tests.agents.training.documents import built, document
-from tests.conftest import MakeContext
+from tests.conftest import MakePipeline
 
 Rewarded = Callable[..., list[tuple[float, float, float]]]
 
 
 @pytest.fixture(scope="session")
-def examples(context: MakeContext) -> list[AgentExample]:
+def examples(make_toy: MakePipeline) -> list[AgentExample]:
     """A window, a candidate that is right and one that is wrong."""
-    windows, candidates = built(document(), context(policy="mention"))
+    windows, candidates = built(document(), make_toy(policy="mention"))
     by_answer = {example.completion: example for example in candidates}
     return [*windows, by_answer["yes"], by_answer["no"]]
 
 
 @pytest.fixture(scope="session")
-def rewarded(context: MakeContext, examples: list[AgentExample]) -> Rewarded:
+def rewarded(make_toy: MakePipeline, examples: list[AgentExample]) -> Rewarded:
     """Gives format, verbatim and code F1 rewards of completions of one of the examples."""
     # One candidate for each term: among 20 of this small book any code would be.
-    find_codes = search_codes(context(locate={"candidates": 1}))
+    toy = make_toy(locate={"candidates": 1})
+    search = partial(find_codes, retriever=toy.retriever, system=toy.system)
 
     def rewards_of(place: int, *raws: str) -> list[tuple[float, float, float]]:
         row = reward_columns(examples[place])
@@ -51,7 +53,7 @@ def rewarded(context: MakeContext, examples: list[AgentExample]) -> Rewarded:
             zip(
                 format_reward(completions, **columns),
                 verbatim_reward(completions, **columns),
-                code_f1_reward(completions, **columns, find_codes=find_codes),
+                code_f1_reward(completions, **columns, find_codes=search),
                 strict=True,
             )
         )
@@ -89,11 +91,11 @@ DOG = ("dog", "Sprain")
         (1, "yes", (1, 1, 1)),
         (1, "no", (1, 1, 0)),
         (1, "yes, because it says so", (0, 0, 0)),
-        (0, thinking("cough", reply(COUGH)), (1, 1, 0.5)),
-        (1, thinking("cough", "yes"), (1, 1, 1)),
-        (1, thinking("cough", "no"), (1, 1, 0)),
+        (0, with_thinking("cough", reply(COUGH)), (1, 1, 0.5)),
+        (1, with_thinking("cough", "yes"), (1, 1, 1)),
+        (1, with_thinking("cough", "no"), (1, 1, 0)),
         (1, "<think>cough yes", (0, 0, 0)),
-        (1, thinking("cough", thinking("cough", "yes")), (0, 0, 0)),
+        (1, with_thinking("cough", with_thinking("cough", "yes")), (0, 0, 0)),
         (2, "no", (1, 1, 1)),
         (2, "", (0, 0, 0)),
     ],

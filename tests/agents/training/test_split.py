@@ -13,7 +13,7 @@ from clh.corpora import Example
 from clh.errors import InputError
 from clh.training.language import Task
 from tests.agents.training.documents import SENTENCES, document, recipe
-from tests.conftest import MakeContext
+from tests.conftest import MakePipeline
 
 REAL = os.environ.get("CLH_TEST_DATA", "")
 
@@ -40,7 +40,7 @@ def assert_unseen(items: list[AgentExample], others: list[Example]) -> None:
         assert len(own & known) < 0.5 * len(own), one.id
 
 
-def test_nothing_of_other_documents_is_learned(context: MakeContext) -> None:
+def test_nothing_of_other_documents_is_learned(make_toy: MakePipeline) -> None:
     near = [*SENTENCES[:3], "He walked to the clinic with his cat on 3 days."]
     far = ["She came with a cough of two weeks or so.", "She had 14 good days, then chest pain."]
     documents = [
@@ -56,7 +56,7 @@ def test_nothing_of_other_documents_is_learned(context: MakeContext) -> None:
         document("dev"),
         document("held out", ["She had 3 good days, then chest pain."], {0: ["R07.9"]}),
     ]
-    toy = context(analyze={"window_words": 8})
+    toy = make_toy(analyze={"llm": {"window_words": 8}})
     drawn = draw_examples(
         documents, toy, recipe(), {"analyze": 100, "verify": 100}, sentence_keys(others, toy.reader)
     )
@@ -71,11 +71,11 @@ def test_nothing_of_other_documents_is_learned(context: MakeContext) -> None:
 
 
 @pytest.mark.skipif(not REAL, reason="CLH_TEST_DATA names no folder of real data")
-def test_nothing_of_the_real_other_documents_is_learned(context: MakeContext) -> None:
+def test_nothing_of_the_real_other_documents_is_learned(make_toy: MakePipeline) -> None:
     folder = Path(REAL) / "codiesp"
     documents, others = corpora.hold_out(list(corpora.read("codiesp", folder, "train")), 0.1, 0)
     others += corpora.read("codiesp", folder, "dev")
-    toy = context(policy="mention", locate={"candidates": 2})
+    toy = make_toy(policy="mention", locate={"candidates": 2})
     unseen = sentence_keys(others, toy.reader)
     risky = [one for one in documents if sentence_keys([one], toy.reader) & unseen]
     assert risky
@@ -89,8 +89,8 @@ def test_nothing_of_the_real_other_documents_is_learned(context: MakeContext) ->
         assert len(own & unseen) < 0.5 * max(len(own), 1), one.id
 
 
-def test_the_same_seed_draws_the_same_questions(context: MakeContext) -> None:
-    documents, toy = [document(str(number)) for number in range(4)], context()
+def test_the_same_seed_draws_the_same_questions(make_toy: MakePipeline) -> None:
+    documents, toy = [document(str(number)) for number in range(4)], make_toy()
     sizes: dict[Task, int] = {"analyze": 2, "verify": 5}
     first, again = (draw_examples(documents, toy, recipe(), sizes) for _ in range(2))
     assert first == again
@@ -98,6 +98,6 @@ def test_the_same_seed_draws_the_same_questions(context: MakeContext) -> None:
     assert draw_examples(documents, toy, recipe(seed=1), sizes) != first
 
 
-def test_a_task_without_examples_is_refused(context: MakeContext) -> None:
+def test_a_task_without_examples_is_refused(make_toy: MakePipeline) -> None:
     with pytest.raises(InputError, match="no document has an example for verify"):
-        draw_examples([document(codes={})], context(), recipe(), {"analyze": 1, "verify": 1})
+        draw_examples([document(codes={})], make_toy(), recipe(), {"analyze": 1, "verify": 1})

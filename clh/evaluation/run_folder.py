@@ -1,17 +1,19 @@
-"""The folder of an experiment, in which a killed run goes on; files written whole or not at all."""
+"""The folder of an experiment: it grows by a line a note, and a killed run goes on in it."""
 
 import hashlib
 import json
 import os
-import shutil
 import subprocess
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from clh.errors import InputError
+from clh.files import atomic_write
 
 _CONFIG = "config.json"
+_MAY_DIFFER = ("git", "versions")  # a run goes on after a commit, and says so
 
 
 def git_commit() -> str:
@@ -19,7 +21,9 @@ def git_commit() -> str:
     if not (Path(__file__).parents[2] / ".git").exists():
         return ""  # an installed package may lie within another project's repository
     try:
-        return _git("rev-parse", "HEAD") + ("+" if _git("status", "--porcelain") else "")
+        return _git("rev-parse", "HEAD") + (
+            "+" if _git("status", "--porcelain", "--untracked-files=no") else ""
+        )
     except (OSError, subprocess.CalledProcessError):
         return ""
 
@@ -29,45 +33,33 @@ def fingerprint(values: object) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
 
 
-def write(file: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    partial = file.with_name(file.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(file)
-
-
-def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
-    """Put what `write` writes in the place of `folder`, whole or not at all."""
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
-    partial.mkdir(parents=True)
-    write(partial)
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
-
-
 def _git(*arguments: str) -> str:
     command = ["git", "-C", str(Path(__file__).parent), *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()  # noqa: S603
 
 
-class Folder:
+class RunFolder:
     """The results of one run, which grow by a line a note in each of its files.
 
     A run that was killed goes on after the last note that all files hold.
     """
 
     def __init__(self, path: Path, config: Mapping[str, Any], files: tuple[str, ...]) -> None:
-        """Open or make the folder; InputError if it holds another run, or cannot be written."""
+        """Open or make the folder.
+
+        A run of other settings, data or models is refused; one of another commit goes on with a
+        line on standard error. Raises InputError if the folder holds another run, or cannot be
+        written.
+        """
         self.path = path
         self._files = [path / name for name in files]
         plain = json.loads(json.dumps(config))
         try:
             path.mkdir(parents=True, exist_ok=True)
             if (path / _CONFIG).exists():
-                self._same_run(plain)
+                self._check_same_run(plain)
             else:
-                write(path / _CONFIG, json.dumps(plain, indent=2) + "\n")
+                atomic_write(path / _CONFIG, json.dumps(plain, indent=2) + "\n")
             for file in self._files:
                 file.touch()
             self._drop_what_is_not_in_all()
@@ -89,17 +81,21 @@ class Folder:
         # Neither splitlines nor text mode, for which more than \n may end a line of a note's text.
         return (self.path / name).read_bytes().decode("utf-8").split("\n")[:-1]
 
-    def _same_run(self, config: Mapping[str, Any]) -> None:
+    def _check_same_run(self, config: Mapping[str, Any]) -> None:
         try:
             before = json.loads((self.path / _CONFIG).read_text(encoding="utf-8"))
         except ValueError as error:
             raise InputError(f"{self.path / _CONFIG} is damaged: delete the folder") from error
         differ = sorted(name for name in {*before, *config} if before.get(name) != config.get(name))
-        if differ:
+        changed = [name for name in differ if name in _MAY_DIFFER]
+        if len(changed) < len(differ):
+            differ = [name for name in differ if name not in _MAY_DIFFER]
             raise InputError(
                 f"{self.path} holds another run ({', '.join(differ)} differ): "
                 "choose another --output, or delete it"
             )
+        if changed:
+            print(f"{self.path}: going on, though {', '.join(changed)} changed", file=sys.stderr)
 
     def _drop_what_is_not_in_all(self) -> None:
         """Cut each file after the last line that all have: a kill leaves one a line short."""
