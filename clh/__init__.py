@@ -10,9 +10,13 @@
 """
 
 import os
-from typing import TYPE_CHECKING, Any
 
+# Not typing's, which takes as long to import as all of Python: until `clh.__main__` is there, an
+# interrupt of the command line is a traceback.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from agents.pipeline import Pipeline
     from clh.schema import CodedNote
 
@@ -32,6 +36,8 @@ for _tracing in (
 # heed these where they are set before the first import.
 os.environ.setdefault("DO_NOT_TRACK", "1")  # huggingface_hub, and so TRL; vLLM
 os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
+# ONNX Runtime would also leave an id of the machine in the home folder.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 
 def code(text: str, *, profile: str = "cpu", note_id: str = "note") -> "CodedNote":
@@ -45,7 +51,7 @@ def code(text: str, *, profile: str = "cpu", note_id: str = "note") -> "CodedNot
     return code_text(text, profile=profile, note_id=note_id)
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> "Any":
     """Load `Pipeline` when it is first asked for: importing clh must stay instant."""
     if name == "Pipeline":
         from agents.pipeline import Pipeline
