@@ -6,6 +6,7 @@ import re
 import runpy
 import sys
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +21,7 @@ from agents.training.examples import AGENT_EXAMPLE, AgentExample
 from clh.corpora import find, hold_out, read
 from clh.models.language import LocalModel
 from clh.training import language
+from clh.training.export import export_onnx
 from clh.training.reranker import open_reranker
 from clh.training.towers import save_half
 from tests.conftest import MakePipeline
@@ -61,6 +63,7 @@ Run = Callable[..., int]
 def run(monkeypatch: pytest.MonkeyPatch, make_toy: MakePipeline, tmp_path: Path) -> Run:
     """Runs a script in this process, agents on fakes, and gives its exit code."""
 
+    @cache  # a pipeline of its own would be another run: its weights lie elsewhere
     def load(dataset: str, candidates: int) -> Any:
         policy = find(dataset).policy
         locate = {"candidates": candidates}
@@ -318,6 +321,7 @@ def test_models_are_held_against_each_other_on_the_same_questions(
     given += ["--recipe", str(tmp_path / "eval.yaml"), "--output", str(tmp_path / "out")]
     base, encoder = str(tmp_path / "base"), tmp_path / "encoder"
     save_half(open_reranker(tiny_encoder(tmp_path / "tower"), 64), encoder)
+    export_onnx(encoder)
     given += ["--models", base, base, "--thinking", base, "--encoder", str(encoder)]
     assert run("eval_language", given) == 0
     report = json.loads((tmp_path / "out" / "metrics.json").read_text())
