@@ -14,7 +14,8 @@ adds the Alphabetic Index).
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pydantic import NonNegativeFloat, PositiveInt
@@ -29,13 +30,14 @@ if TYPE_CHECKING:
     from clh.corpora import Example
     from clh.evaluation.metrics import Scored
     from clh.icd.tabular import CodeSystem
-    from clh.models.embedder import Vectors
+    from clh.models.embedder import Embedder, Vectors
+    from clh.retrieval.index import CodeIndex
     from clh.retrieval.lexical import Lexicon
     from clh.training.pairs import Pair
 
 
 class RetrieverEvaluationRecipe(recipes.Recipe):
-    """What recipes/eval_retriever.yaml says."""
+    """The values of recipes/eval_retriever.yaml."""
 
     prefixes: list[PositiveInt]
     words: list[NonNegativeFloat]
@@ -49,15 +51,9 @@ def main() -> int:
     parser.add_argument("--towers", nargs="+", required=True, help="as towers.query in clh.toml")
     arguments = recipes.parse_arguments(parser)
 
-    from functools import partial
-
-    from tqdm import tqdm
-
     from clh import corpora
     from clh.config import Settings
     from clh.document.reader import Reader
-    from clh.evaluation import metrics, stages
-    from clh.evaluation.metrics import Scored
     from clh.icd.tabular import load_tabular
     from clh.models.embedder import load_embedder
     from clh.retrieval.index import open_index
@@ -65,47 +61,84 @@ def main() -> int:
 
     recipe = recipes.read_recipe(arguments.recipe, RetrieverEvaluationRecipe, arguments.set)
     system = load_tabular()
-    given = arguments.data_dir, arguments.split, arguments.unit, arguments.limit, arguments.seed
-    examples = corpora.sample(arguments.dataset, *given)
+    selection = arguments.data_dir, arguments.split, arguments.unit, arguments.limit, arguments.seed
+    examples = corpora.sample(arguments.dataset, *selection)
     train = list(corpora.read(arguments.dataset, arguments.data_dir, "train"))
     seen = {system.stem_or_self(code) for example in train for code in example.codes}
     documents = sentence_pairs(examples, system, Reader())
-    queries = [pair.texts[0] for document in documents for pair in document]
-    names = [f"recall@{k}" for k in stages.CUTOFFS]
     rows: list[dict[str, Any]] = []
     for name in arguments.towers:
         settings = Settings.load(arguments.profile or "cpu", towers={"query": name, "code": name})
         index = open_index(settings, system)
         tower = load_embedder(name, settings)
-        asked, stored = tower.encode(queries), index.vectors()
-        codes = [code for code, _ in index.pairs]
-        whole = stored.shape[1]
-        runs_of = [(one, 0.0) for one in recipe.prefixes if one < whole]
-        runs_of += [(whole, words) for words in recipe.words]
-        for dimensions, words in tqdm(runs_of, unit="search", desc=tower.id):
-            cut = normalised(asked, dimensions), normalised(stored, dimensions)
-            said = partial(gains, lexicon=index.lexicon, weight=words)
-            views = ranked(examples, documents, *cut, said, codes, system, recipe.kept)
-            unseen = [Scored(one.id, one.gold - seen, one.predicted) for one in views["notes"]]
-            for view, notes in {**views, "unseen": unseen}.items():
-                scores = metrics.rank_scores(notes, stages.CUTOFFS)
-                interval = metrics.bootstrap(notes, names, recipe.bootstrap, arguments.seed)
-                row = {"tower": tower.id, "dimensions": dimensions, "words": words, "view": view}
-                rows.append(row | {one: [scores[one], *interval[one]] for one in names})
+        rows += score_tower(tower, index, examples, documents, seen, system, recipe, arguments.seed)
     report = {
         "dataset": arguments.dataset,
         "split": arguments.split,
         "n_notes": len(examples),
         "code_space": len(system),
-        "texts": len(codes),
+        "texts": len(index),
         "git": git_commit(),
         "scores": rows,
     }
     arguments.output.mkdir(parents=True, exist_ok=True)
     atomic_write(arguments.output / "metrics.json", json.dumps(report, indent=1) + "\n")
-    atomic_write(arguments.output / "table.md", table(rows, names))
-    print(table(rows, names), end="")
+    atomic_write(arguments.output / "table.md", table(rows))
+    print(table(rows), end="")
     return 0
+
+
+def score_tower(
+    tower: "Embedder",
+    index: "CodeIndex",
+    examples: "Sequence[Example]",
+    documents: "Sequence[Sequence[Pair]]",
+    seen: "Set[str]",
+    system: "CodeSystem",
+    recipe: RetrieverEvaluationRecipe,
+    seed: int,
+) -> list[dict[str, Any]]:
+    """The recall of a tower in each view, at each prefix and each weight of shared words.
+
+    `seen` are the codes of the training notes. Recall comes with a 95% interval.
+    """
+    from tqdm import tqdm
+
+    from clh.evaluation import metrics, stages
+
+    queries = tower.encode([pair.texts[0] for document in documents for pair in document])
+    texts = index.vectors()
+    codes = [code for code, _ in index.pairs]
+    whole = texts.shape[1]
+    searches = [(prefix, 0.0) for prefix in recipe.prefixes if prefix < whole]
+    searches += [(whole, weight) for weight in recipe.words]
+    names = recall_names()
+    rows = []
+    for dimensions, weight in tqdm(searches, unit="search", desc=tower.id):
+        cut = normalised(queries, dimensions), normalised(texts, dimensions)
+        word_gains = partial(gains, lexicon=index.lexicon, weight=weight)
+        views = rank(examples, documents, *cut, word_gains, codes, system, recipe.kept)
+        views["unseen"] = leave_out_seen(views["notes"], seen)
+        for view, notes in views.items():
+            scores = metrics.rank_scores(notes, stages.CUTOFFS)
+            interval = metrics.bootstrap(notes, names, recipe.bootstrap, seed)
+            row = {"tower": tower.id, "dimensions": dimensions, "words": weight, "view": view}
+            rows.append(row | {name: [scores[name], *interval[name]] for name in names})
+    return rows
+
+
+def leave_out_seen(notes: "Sequence[Scored]", seen: "Set[str]") -> "list[Scored]":
+    """The notes with only those of their codes that no training note has."""
+    from clh.evaluation.metrics import Scored
+
+    return [Scored(note.id, note.gold - seen, note.predicted) for note in notes]
+
+
+def recall_names() -> list[str]:
+    """What the columns of recall are called."""
+    from clh.evaluation.stages import CUTOFFS
+
+    return [f"recall@{k}" for k in CUTOFFS]
 
 
 def normalised(vectors: "Vectors", dimensions: int) -> "Vectors":
@@ -121,15 +154,16 @@ def gains(sentences: Sequence[str], lexicon: "Lexicon", weight: float) -> "np.nd
     """What each text gains by the words of each sentence, as in `clh.retrieval.hybrid`."""
     import numpy as np
 
-    return weight * np.stack([lexicon.coverages(one) for one in sentences], axis=1) ** 2
+    coverages = [lexicon.coverages(sentence) for sentence in sentences]
+    return weight * np.stack(coverages, axis=1) ** 2
 
 
-def ranked(
+def rank(
     examples: "Sequence[Example]",
     documents: "Sequence[Sequence[Pair]]",
     queries: "Vectors",
     texts: "Vectors",
-    said: "Callable[[Sequence[str]], np.ndarray]",
+    word_gains: "Callable[[Sequence[str]], np.ndarray]",
     codes: Sequence[str],
     system: "CodeSystem",
     kept: int,
@@ -137,7 +171,7 @@ def ranked(
     """The best codes of every marked sentence and of every note, with their ranks.
 
     `queries` are the sentences of all documents in a row, `codes` those of the rows of `texts`;
-    `said` is what texts gain by the words of sentences, of shape (texts, sentences).
+    `word_gains` gives what texts gain by the words of sentences, of shape (texts, sentences).
     """
     import numpy as np
 
@@ -154,10 +188,10 @@ def ranked(
     views: dict[str, list[Scored]] = {"sentences": [], "notes": []}
     start = 0
     for example, document in zip(examples, documents, strict=True):
-        asked = queries[start : start + len(document)]
+        vectors = queries[start : start + len(document)]
         start += len(document)
-        gained = said([pair.texts[0] for pair in document])[order]
-        similarity = np.maximum.reduceat(texts @ asked.T + gained, starts)
+        gained = word_gains([pair.texts[0] for pair in document])[order]
+        similarity = np.maximum.reduceat(texts @ vectors.T + gained, starts)
         views["sentences"] += [
             Scored(f"{example.id} {place}", pair.codes, best(similarity[:, place]))
             for place, pair in enumerate(document)
@@ -168,8 +202,9 @@ def ranked(
     return views
 
 
-def table(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """The scores as Markdown."""
+    names = recall_names()
     lines = [
         "| tower | dimensions | words | view | " + " | ".join(names) + " |",
         "|---" * (4 + len(names)) + "|",
