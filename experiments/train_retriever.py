@@ -57,18 +57,9 @@ def main() -> int:
     examples = list(corpora.read(arguments.dataset, arguments.data_dir, "train"))
     train, held_out = corpora.hold_out(examples[: arguments.limit], recipe.held_out, recipe.seed)
     data = read_data(train, system, arguments, recipe)
-    config = {
-        "recipe": recipe.model_dump(mode="json"),
-        "dataset": arguments.dataset,
-        "documents": len(train),
-        "held_out": len(held_out),
-        **{name: len(pool) for name, (pool, _) in data.pools.items()},
-        "codes": len(data.titles),
-        "base": weights.model_id(recipe.base, base),
-        "processes": processes.num_processes,
-        "icd_release": system.release,
-        "git": git_commit(),
-    }
+    config = describe_run(
+        arguments.dataset, recipe, base, train, held_out, data, processes.num_processes, system
+    )
     with processes.main_process_first():
         folder = RunFolder(arguments.output, config, ()).path
 
@@ -108,6 +99,33 @@ def read_data(
     terms = index_pairs(index, system, abbreviations)
     documents = sentence_pairs(examples, system, Reader())
     return TowerData(documents, terms, index, system, recipe.sizes)
+
+
+def describe_run(
+    dataset: str,
+    recipe: "TowerRecipe",
+    base: Path,
+    train: Sequence["Example"],
+    held_out: Sequence["Example"],
+    data: "TowerData",
+    processes: int,
+    system: "CodeSystem",
+) -> dict[str, Any]:
+    """What the towers depend on, for config.json."""
+    from clh.models import weights
+
+    return {
+        "recipe": recipe.model_dump(mode="json"),
+        "dataset": dataset,
+        "documents": len(train),
+        "held_out": len(held_out),
+        **{name: len(pool) for name, (pool, _) in data.pools.items()},
+        "codes": len(data.titles),
+        "base": weights.model_id(recipe.base, base),
+        "processes": processes,
+        "icd_release": system.release,
+        "git": git_commit(),
+    }
 
 
 def plot(log: Sequence[Mapping[str, Any]], file: Path) -> None:
