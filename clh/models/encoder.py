@@ -54,7 +54,7 @@ class Encoder:
         if graph is None:
             raise ModelError(
                 f"{folder} holds no model.onnx: run `python experiments/export_onnx.py "
-                f"--model {folder} --output OUT` and name OUT"
+                f"--model {folder} --output OUT`, then name OUT instead"
             )
         try:
             config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
