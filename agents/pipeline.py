@@ -383,7 +383,7 @@ def _required(model: LanguageModel | None) -> LanguageModel:
 
 def load_language_model(settings: Settings) -> LanguageModel | None:
     """The language model, if an agent runs on one."""
-    if "llm" not in (settings.analyze.source, settings.verify.source, settings.assign.source):
+    if not settings.uses_language_model:
         return None
     llm = settings.llm
     if llm.backend == "local":

@@ -32,6 +32,8 @@ for _tracing in (
 # heed these where they are set before the first import.
 os.environ.setdefault("DO_NOT_TRACK", "1")  # huggingface_hub, and so TRL; vLLM
 os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
+# ONNX Runtime would also leave an id of the machine in the home folder.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 
 def code(text: str, *, profile: str = "cpu", note_id: str = "note") -> "CodedNote":

@@ -92,7 +92,7 @@ def code(
     profile: Profile = None,
 ) -> None:
     """Code one note: ICD-10-CM codes, each with the words of the note that support it."""
-    settings = _settings(profile, policy=policy, rules=_given(setting=setting))
+    settings = _settings(profile, policy=policy, rules={"setting": setting} if setting else None)
     if date is not None:
         _require_in_force(date.date())
     to_code = _read_note(note, settings)
@@ -362,11 +362,6 @@ def _settings(profile: str | None, **flags: Any) -> "Settings":
     return Settings.load(profile, **flags)
 
 
-def _given(**flags: Any) -> dict[str, Any]:
-    """The flags that were given."""
-    return {name: value for name, value in flags.items() if value is not None}
-
-
 def _code_system() -> "CodeSystem":
     from clh.icd.tabular import load_tabular
 
@@ -391,12 +386,14 @@ def _require_in_force(day: date) -> None:
 
 def _announce_host(settings: "Settings") -> None:
     """Say where the note goes if it leaves this machine."""
-    from clh.doctor import server_host, uses_language_model
+    from urllib.parse import urlsplit
 
-    if settings.llm.backend == "server" and uses_language_model(settings):
-        host = server_host(str(settings.llm.base_url))
-        if not host.is_loopback:
-            console.say(f"the note is sent to {host.name}")
+    from clh.models.language.server import is_loopback
+
+    if settings.llm.backend == "server" and settings.uses_language_model:
+        host = urlsplit(str(settings.llm.base_url)).hostname or ""
+        if not is_loopback(host):
+            console.say(f"the note is sent to {host}")
 
 
 def _read_note(name: str | None, settings: "Settings") -> "Note":

@@ -279,6 +279,11 @@ class Settings(BaseSettings):
         return cls.model_construct(**dict(merged))
 
     @property
+    def uses_language_model(self) -> bool:
+        """Whether any agent asks a language model."""
+        return "llm" in (self.analyze.source, self.verify.source, self.assign.source)
+
+    @property
     def hash(self) -> str:
         """Eight hexadecimal digits that name these settings, and the contents of the files in them.
 

@@ -6,6 +6,7 @@ Commands import this module first, so rich and pydantic wait until something is 
 import csv
 import io
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -57,8 +58,8 @@ def prepare_streams() -> None:
         # By default a pipe on Windows, or an old locale, cannot hold every character of a note.
         sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
     columns = os.environ.get("COLUMNS", "")
-    if columns.isdigit() and int(columns[-9:]) < _NARROWEST:
-        del os.environ["COLUMNS"]
+    if not (re.fullmatch("[0-9]{1,4}", columns) and int(columns) >= _NARROWEST):
+        os.environ.pop("COLUMNS", None)  # rich takes it as it is
 
 
 def discard_output() -> None:
@@ -304,11 +305,15 @@ def show_parts(parts: "Iterable[Part]") -> None:
 
 def show_runs(runs: Iterable[Mapping[str, Any]]) -> None:
     """Print runs of the audit, a line each."""
-    table = _table("Run", "At", "Note (SHA-256)", "Codes")
+    table = _table("Run", "At (UTC)", "Note (keyed)", "Codes")
     for run in runs:
         coded = run["coded_note"]
-        codes = "unfinished" if coded is None else ", ".join(c["code"] for c in coded["codes"])
-        table.add_row(run["run_id"][:8], run["at"], run["note_sha256"][:12], codes)
+        if coded is None:
+            codes = "damaged" if run["damaged"] else "unfinished"
+        else:
+            codes = ", ".join(code["code"] for code in coded["codes"])
+        at = run["at"].removesuffix("+00:00").replace("T", " ")
+        table.add_row(run["run_id"][:8], at, (run["note_id_hmac"] or "")[:12], codes)
     _console().print(table)
 
 
@@ -338,7 +343,7 @@ def _table(*columns: str) -> Any:
 
     table = Table(box=box.SIMPLE_HEAD)
     for column in columns:
-        table.add_column(column, no_wrap=column in ("Code", "Run"), overflow="fold")
+        table.add_column(column, no_wrap=column in ("Code", "Run", "At (UTC)"), overflow="fold")
     return table
 
 

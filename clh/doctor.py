@@ -5,7 +5,6 @@ What the profile uses is really opened; nothing is built or downloaded.
 
 import importlib.metadata
 import importlib.util
-import ipaddress
 import json
 import os
 import platform
@@ -15,7 +14,6 @@ import urllib.error
 import urllib.request
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from functools import partial
 from http.client import HTTPException
 from pathlib import Path
@@ -25,6 +23,7 @@ from urllib.parse import urlsplit
 from clh import __version__, config
 from clh.config import Llm, Rules, Settings
 from clh.errors import ClhError, InputError, ModelError, ServerError
+from clh.models.language.server import is_loopback
 
 _PATIENCE = 5.0  # seconds for an answer of a server
 _LONGEST_ANSWER = 1_000_000  # bytes
@@ -44,13 +43,6 @@ class Part(NamedTuple):
     state: Literal["ok", "no", "unused"]
     name: str
     message: str
-
-
-class Host(NamedTuple):
-    """Where a server is."""
-
-    name: str
-    is_loopback: bool
 
 
 def examine(settings: Settings) -> Iterator[Part]:
@@ -73,7 +65,7 @@ def examine(settings: Settings) -> Iterator[Part]:
             partial(_check_reranker, verify.reranking.model, settings),
         ),
         ("Code calibrator", calibrator is not None, partial(_check_logistic, calibrator or "")),
-        ("Language model", uses_language_model(settings), partial(_check_llm, settings.llm)),
+        ("Language model", settings.uses_language_model, partial(_check_llm, settings.llm)),
         ("Audit", True, partial(_check_audit, settings)),
     ]
     for name, used, check in parts:
@@ -84,19 +76,6 @@ def examine(settings: Settings) -> Iterator[Part]:
             yield Part("ok", name, check())
         except ClhError as error:
             yield Part("no", name, str(error))
-
-
-def uses_language_model(settings: Settings) -> bool:
-    """Whether any agent asks a language model."""
-    return "llm" in (settings.analyze.source, settings.verify.source, settings.assign.source)
-
-
-def server_host(address: str) -> Host:
-    """The host in a URL, and whether it is this machine."""
-    name = urlsplit(address).hostname or address
-    with suppress(ValueError):
-        return Host(name, ipaddress.ip_address(name).is_loopback)
-    return Host(name, name == "localhost" or name.endswith(".localhost"))
 
 
 # --- packages and settings -----------------------------------------------------------------------
@@ -115,15 +94,16 @@ def _packages() -> Iterator[Part]:
     groups: defaultdict[str, list[str]] = defaultdict(list)
     for requirement in requirements:
         name, _, marker = requirement.partition(";")
-        extra = re.search(r"extra == ['\"]([\w-]+)", marker)
-        groups[extra[1] if extra else ""].append(name.strip())
+        marked = re.search(r"extra == ['\"]([\w-]+)", marker)
+        if not name.startswith("clh["):  # another extra
+            groups[marked[1] if marked else ""].append(name.strip())
     groups.pop("dev", None)
-    for extra_name, needed in groups.items():
+    for extra, needed in groups.items():
         versions, missing = _find_versions(needed)
-        name = f"Extra {extra_name}" if extra_name else "Packages"
+        name = f"Extra {extra}" if extra else "Packages"
         if missing:
-            command = "pip install " + " ".join(f"'{requirement}'" for requirement in missing)
-            yield Part("unused" if extra_name else "no", name, f"to install: {command}")
+            install = f"'clh[{extra}]'" if extra else " ".join(f"'{need}'" for need in missing)
+            yield Part("unused" if extra else "no", name, f"to install: pip install {install}")
         else:
             yield Part("ok", name, ", ".join(versions))
 
@@ -239,7 +219,7 @@ def _check_llm(llm: Llm) -> str:
         return _check_server(llm)
     missing = [name for name in _IN_PROCESS if importlib.util.find_spec(name) is None]
     if missing:
-        raise ModelError(f"to run it in this process: pip install {' '.join(missing)}")
+        raise ModelError(f"{missing[0]} is not installed: pip install 'clh[local-llm]'")
     return " on ".join(_check_weights(llm.model))
 
 
@@ -267,7 +247,7 @@ def _check_weights(name: str) -> list[str]:
 def _check_server(llm: Llm) -> str:
     """Ask the server for its models, among which must be the agents'."""
     if importlib.util.find_spec("langchain_openai") is None:
-        raise ModelError("langchain-openai is not installed: pip install langchain-openai")
+        raise ModelError("langchain-openai is not installed: pip install 'clh[server]'")
     address = str(llm.base_url)
     models = _list_models(address, llm.api_key.get_secret_value(), llm.timeout)
     if llm.model not in models:
@@ -282,7 +262,7 @@ def _list_models(address: str, api_key: str, timeout: float) -> list[str]:
     if api_key:
         request.add_header("Authorization", f"Bearer {api_key}")
     # No proxy can reach this machine; None means those of the environment.
-    proxies: dict[str, str] | None = {} if server_host(address).is_loopback else None
+    proxies: dict[str, str] | None = {} if is_loopback(urlsplit(address).hostname or "") else None
     opener = urllib.request.build_opener(urllib.request.ProxyHandler(proxies))
     try:
         with opener.open(request, timeout=min(timeout, _PATIENCE)) as response:

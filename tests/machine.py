@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 from tests import servers
 
 ROOT = Path(__file__).parents[1]
-MAIN = "from clh.cli import main; main()"
+IMPORT = "from clh.__main__ import main"
+MAIN = f"{IMPORT}; main()"
 DONE, AGENT_FAILED, BAD_INPUT, OUTPUT_CLOSED = 0, 1, 2, 141
 DATA_LIMIT = 6_000_000  # KB; a command that runs away does not take the real machine along
 
@@ -107,7 +108,7 @@ class Machine(NamedTuple):
     ) -> tuple[Done, float]:
         """Send a signal to a command so many seconds after its start; how long it then took."""
         child = subprocess.Popen(
-            [sys.executable, "-c", f"print('up', flush=True); {MAIN}", *arguments],
+            [sys.executable, "-c", f"{IMPORT}; print('up', flush=True); main()", *arguments],
             cwd=ROOT,
             env=self.environment(),
             stdin=subprocess.DEVNULL,

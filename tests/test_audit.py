@@ -3,6 +3,7 @@
 import hashlib
 import json
 import multiprocessing
+import random
 import re
 import sqlite3
 import stat
@@ -14,8 +15,10 @@ from typing import Any
 import pytest
 
 from clh.audit import Audit, Dropped, Exchange
+from clh.config import Settings
 from clh.errors import AuditError, InputError
 from clh.schema import (
+    Agent,
     AgentError,
     AssignedCode,
     Candidate,
@@ -173,6 +176,51 @@ def test_of_what_was_found_the_best_is_kept_and_how_much_there_was(tmp_path: Pat
     ]
     assert candidates["best"][0]["similarity"] == 0.9
     assert [*output["probabilities"]["best"]][:2] == ["M59", "M58"]
+
+
+def test_a_note_takes_little_room(tmp_path: Path) -> None:
+    """As much as a note of 221 words, with 50 terms of 20 candidates each."""
+    numbers = random.Random(0)
+    audit = Audit(tmp_path / "audit.sqlite", store_text=False)
+    for run in map(str, range(20)):
+        candidates = [
+            [
+                Candidate(
+                    code=f"M{term}.{n}",
+                    title="Gout",
+                    matched="podagra",
+                    similarity=numbers.random(),
+                    lexical_score=numbers.random(),
+                )
+                for n in range(20)
+            ]
+            for term in range(50)
+        ]
+        verdicts = [
+            Verdict(term=term, code=f"M{term}.{n}", probability=numbers.random(), rationale="why")
+            for term in range(50)
+            for n in range(20)
+        ]
+        audit.begin(run, NOTE, "cafe0000", Settings.load().model_dump_json())
+        outputs: dict[Agent, dict[str, Any]] = {
+            "analyze": {"terms": [TERM] * 50},
+            "locate": {"candidates": candidates},
+            "verify": {"verdicts": verdicts},
+        }
+        for agent, output in outputs.items():
+            audit.step(
+                run,
+                agent=agent,
+                model="toy@1",
+                output=output,
+                exchanges=[],
+                dropped=[],
+                errors=[],
+                seconds=0.5,
+            )
+        audit.finish(coded(run))
+    assert audit.prune() == 0  # which folds the write-ahead log into the database
+    assert audit.path.stat().st_size / 20 <= 10_000
 
 
 def test_a_reason_is_one_word() -> None:

@@ -743,4 +743,4 @@ def test_a_server_that_is_not_there(tmp_path: Path) -> None:
     coded = json.loads(done.out)
     assert [error["agent"] for error in coded["errors"]] == ["analyze"]
     assert coded["codes"] == []
-    assert "no server answers" in done.only_line()
+    assert "cannot be reached: start vLLM there" in done.only_line()

@@ -258,7 +258,7 @@ def test_a_reader_that_has_ended_is_quiet_and_141(
     assert capsys.readouterr().err == ""
 
 
-@pytest.mark.parametrize("columns", ["0", "1", "0" * 30])
+@pytest.mark.parametrize("columns", ["0", "1", "0" * 30, "\u00b2", "9" * 30])
 @pytest.mark.parametrize("arguments", [["--help"], ["lookup", "I10"]], ids=" ".join)
 def test_a_terminal_that_says_it_has_no_columns_is_printed_on(
     arguments: list[str],

@@ -26,7 +26,7 @@ Examine = Callable[..., Part]
 @pytest.fixture
 def examine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Examine:
     """Examines one part; towers and index, which take seconds to load, are toys and missing."""
-    monkeypatch.setattr("clh.models.embedder.load_tower", lambda name, settings: ToyTower())
+    monkeypatch.setattr("clh.models.embedder.load_embedder", lambda name, settings: ToyTower())
 
     def examine(part_name: str, profile: str = "cpu", **flags: Any) -> Part:
         places = {"data_dir": tmp_path / "data", "cache_dir": tmp_path / "cache"}
@@ -51,7 +51,7 @@ def test_packages_that_are_missing_are_named_with_what_installs_them(
     ]
     monkeypatch.setattr(importlib.metadata, "requires", lambda name: requirements)
     assert examine("Packages") == Part("no", "Packages", "to install: pip install 'none-such>=1.2'")
-    missing = "to install: pip install 'none-other<3,>=2'"
+    missing = "to install: pip install 'clh[server]'"
     assert examine("Extra server") == Part("unused", "Extra server", missing)
     numpy = f"numpy {importlib.metadata.version('numpy')}"
     assert examine("Extra train") == Part("ok", "Extra train", numpy)
@@ -163,7 +163,7 @@ def test_a_language_model_in_this_process_needs_its_packages(
     monkeypatch.setitem(sys.modules, missing, None)
     part = examine("Language model", **IN_PROCESS)
     assert part.state == "no"
-    assert f"pip install {missing}" in part.message
+    assert f"{missing} is not installed: pip install 'clh[local-llm]'" in part.message
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -239,7 +239,7 @@ def test_a_server_needs_a_package_of_this_side(
     monkeypatch.setitem(sys.modules, "langchain_openai", None)
     part = examine("Language model", "vllm")
     assert part.state == "no"
-    assert "pip install langchain-openai" in part.message
+    assert "pip install 'clh[server]'" in part.message
 
 
 # --- the audit -----------------------------------------------------------------------------------

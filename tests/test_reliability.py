@@ -334,13 +334,11 @@ def test_output_that_cannot_be_written(machine: Machine, arguments: list[Argumen
 
 @in_every_command
 def test_output_that_nobody_reads(machine: Machine, arguments: list[Argument]) -> None:
-    (machine.home / ".config").mkdir()
-    shell = """
-        cd "$HOME/.config"
-        { until test -e gone; do sleep .02; done; cd "$OLDPWD"; "$@"; echo $? > "$HOME/.config/code"; } \\
-            | touch gone
-        exit "$(cat code)"
-    """
+    places = machine.home / ".config"
+    places.mkdir()
+    gone, code = places / "gone", places / "code"
+    command = f'until test -e {gone}; do sleep .02; done; "$@"; echo $? > {code}'
+    shell = f"{{ {command}; }} | touch {gone}; exit $(cat {code})"
     done = machine.clh(*arguments, shell=shell)
     assert (done.code, done.err) == (OUTPUT_CLOSED, "")
 

@@ -13,6 +13,8 @@ from clh.schema import AGENTS
 
 _BEST_OF_TERM = 5  # candidates and verdicts
 _BEST_OF_NOTE = 50  # probabilities of codes
+_DIGITS = 3  # of numbers, where text is not kept
+_SMALLEST = 9  # level of compression
 
 # Fields whose strings come from the code book, the settings or the program. A string in any other
 # field may be the note's, or tell what the note says, as the title that a term matched does.
@@ -69,7 +71,7 @@ def hash_text(text: str) -> str:
 
 def pack(value: Any) -> bytes:
     """A plain value as compressed JSON."""
-    return zlib.compress(json.dumps(value, separators=(",", ":")).encode())
+    return zlib.compress(json.dumps(value, separators=(",", ":")).encode(), _SMALLEST)
 
 
 def unpack(packed: Any) -> Any:
@@ -91,7 +93,7 @@ def _without_text(value: Any) -> Any:
         case list():
             return [_without_text(part) for part in value if not isinstance(part, str)]
         case float():
-            return round(value, 4)
+            return round(value, _DIGITS)
     return value
 
 

@@ -95,7 +95,8 @@ def _pool(batch: Batch, pooling: str) -> Vectors:
 
 def _read_modules(folder: Path) -> tuple[str, list[Dense]]:
     """How tokens are pooled, and the linear layers after that; vectors are always normalised."""
-    pooling, head = "mean", []
+    pooling = "mean"
+    head: list[Dense] = []
     if not (folder / "modules.json").exists():
         return pooling, head
     for module in json.loads((folder / "modules.json").read_text(encoding="utf-8")):

@@ -86,6 +86,8 @@ def _trace(model: "torch.nn.Module", inputs: dict[str, "torch.Tensor"]) -> "ir.M
             optimize=False,  # it would copy weights into the graph, transposed
             verbose=False,
         )
+    if program is None:
+        raise ModelError("the model cannot be exported to ONNX")
     graph: ir.Graph = program.model.graph
     del graph.outputs[1:]  # ONNX Runtime would compute them, asked for or not
     for node in graph:
@@ -166,7 +168,10 @@ def _quantize(model: "ir.Model", linear: "set[ir.Value]") -> None:
     def constant(name: str, value: Any) -> ir.Value:
         tensor = ir.tensor(value, name=name)
         kept = ir.Value(
-            name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor
+            name=name,
+            shape=ir.Shape(list(np.shape(value))),
+            type=ir.TensorType(tensor.dtype),
+            const_value=tensor,
         )
         graph.register_initializer(kept)
         return kept

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from contextvars import Context
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
-from urllib.parse import SplitResult, unquote, urlsplit
+from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 from clh.errors import ClhError, InputError, ReplyError, ServerError, requires_extra
 from clh.models.language.base import Messages, Reply, SchemaT
@@ -259,13 +259,14 @@ def connect(
     pattern = f"all://[{host}]" if ":" in host else f"all://{host}"
     client = openai.DefaultAsyncHttpxClient(
         auth=password,
-        mounts={pattern: None} if _is_loopback(host) else None,
+        mounts={pattern: None} if is_loopback(host) else None,
         follow_redirects=False,  # to where nobody was told that notes go
         # Open connections belong to an event loop, and the next call may come from another.
         headers={"Connection": "close"},
     )
     chat = ChatOpenAI(
-        base_url=url._replace(netloc=address).geturl(),
+        base_url=url._replace(netloc=address, query="").geturl(),
+        default_query=dict(parse_qsl(url.query)),
         model=model,
         api_key=SecretStr(api_key),
         timeout=timeout,
@@ -294,7 +295,8 @@ def _parse(base_url: str) -> SplitResult:
     return url
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether a host is this machine, which no proxy can reach."""
     try:
         address = ipaddress.ip_address(host)
     except ValueError:

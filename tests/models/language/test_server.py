@@ -436,6 +436,14 @@ async def test_a_password_in_the_address_is_sent_and_not_shown(
     assert not [text for text in shown if "sec/ret" in text or "sec%2Fret" in text]
 
 
+async def test_a_query_in_the_address_is_sent_with_each_request(server: Server) -> None:
+    server.answers = [replies(VALID)]
+    model = connect(f"{server.url}/?version=1%2F2", "smol")
+    await chat(model, NOTE, Terms)
+    assert server.requests[0]["path"] == "/v1/chat/completions?version=1%2F2"
+    assert model.id == f"smol@{server.address}"
+
+
 async def test_a_key_is_sent(server: Server) -> None:
     server.answers = [replies(VALID)]
     await chat(connect(server.url, "smol", api_key="key"), NOTE, Terms)
