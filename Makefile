@@ -33,9 +33,8 @@ format: .venv/ready-dev ## Format the code
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
 
-latency: .venv/ready ## Measure how long commands and a note take, on all cores and on one
+latency: .venv/ready ## Measure how long a note and a search take
 	$(BIN)/python experiments/bench_latency.py
-	$(BIN)/python experiments/bench_latency.py --threads 1
 
 download-data: .venv/ready-experiments ## Download datasets (data/README.md)
 	$(BIN)/python data/download_data.py $(DATASETS)

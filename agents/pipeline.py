@@ -15,9 +15,11 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Any, NamedTuple, Self, TypeVar
 
+from langgraph.config import get_stream_writer
+from langgraph.types import StreamMode
 from langsmith import tracing_context
 
-from agents.analyze import Analyzer
+from agents.analyze import Analyzer, Progress
 from agents.analyze.llm import LlmAnalyzer
 from agents.analyze.retrieval import RetrievalAnalyzer
 from agents.assign import Assigner
@@ -179,13 +181,19 @@ class Pipeline:
             audit=self.audit,
         )
 
-    async def code(self, note: Note, on_step: Callable[[str], None] | None = None) -> Coded:
+    async def code(
+        self,
+        note: Note,
+        on_step: Callable[[str], None] | None = None,
+        on_progress: Progress | None = None,
+    ) -> Coded:
         """Code one note. An agent that fails is in `errors`, and what came before it is kept.
 
-        `on_step` is called with the name of each node as it ends. Raises InputError if the audit
-        refuses the run before coding has begun.
+        `on_step` is called with the name of each node as it ends, `on_progress` with the number of
+        characters that analyze has read and their total. Raises InputError if the audit refuses the
+        run before coding has begun.
         """
-        return await self._run(self.graph, {"note": note}, on_step)
+        return await self._run(self.graph, {"note": note}, on_step, on_progress)
 
     async def code_many(
         self, notes: Iterable[Note], done: Container[str] = (), concurrency: int = 1
@@ -209,15 +217,23 @@ class Pipeline:
         return self._build_graph(AGENTS)
 
     async def _run(
-        self, graph: Graph, given: Input, on_step: Callable[[str], None] | None = None
+        self,
+        graph: Graph,
+        given: Input,
+        on_step: Callable[[str], None] | None = None,
+        on_progress: Progress | None = None,
     ) -> Coded:
         state: State = {}
+        kinds: list[StreamMode] = ["updates", "values", "custom"]
         # Patient text must not reach the tracing server of a user's other projects.
         try:
             with tracing_context(enabled=False):
-                async for kind, value in graph.astream(given, stream_mode=["updates", "values"]):
+                async for kind, value in graph.astream(given, stream_mode=kinds):
                     if kind == "values":
                         state = value  # type: ignore[assignment]
+                    elif kind == "custom":
+                        if on_progress is not None:
+                            on_progress(*value)
                     elif on_step is not None:
                         for name in value:
                             on_step(name)
@@ -249,7 +265,10 @@ class Pipeline:
 
     async def _analyze(self, state: State, trace: Trace) -> Update:
         """Find the note's terms."""
-        terms, warnings = await self.analyzer.analyze(state["note"], trace)
+        write = get_stream_writer()
+        terms, warnings = await self.analyzer.analyze(
+            state["note"], trace, lambda done, total: write((done, total))
+        )
         return {"terms": terms, "warnings": warnings}
 
     async def _locate(self, state: State, trace: Trace) -> Update:

@@ -10,9 +10,13 @@
 """
 
 import os
-from typing import TYPE_CHECKING, Any
 
+# Not typing's, which takes as long to import as all of Python: until `clh.__main__` is there, an
+# interrupt of the command line is a traceback.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from agents.pipeline import Pipeline
     from clh.schema import CodedNote
 
@@ -47,7 +51,7 @@ def code(text: str, *, profile: str = "cpu", note_id: str = "note") -> "CodedNot
     return code_text(text, profile=profile, note_id=note_id)
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> "Any":
     """Load `Pipeline` when it is first asked for: importing clh must stay instant."""
     if name == "Pipeline":
         from agents.pipeline import Pipeline

@@ -442,7 +442,13 @@ def _code(note: "Note", settings: "Settings") -> "CodedNote":
     with console.progress("loading") as show:
         pipeline = _load(settings, show)
         show("coding")
-        coded = asyncio.run(pipeline.code(note, lambda step: show(f"coding: {step} done")))
+        coded = asyncio.run(
+            pipeline.code(
+                note,
+                on_step=lambda step: show(f"coding: {step} done"),
+                on_progress=partial(show, "reading the note"),
+            )
+        )
     return coded.note
 
 

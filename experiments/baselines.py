@@ -39,7 +39,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from clh.errors import InputError
-from clh.evaluation import recipes, runs
+from clh.evaluation import recipes
+from clh.evaluation.run_folder import fingerprint, git_commit
+from clh.files import atomic_write
 
 if TYPE_CHECKING:
     import numpy as np
@@ -179,7 +181,7 @@ def main() -> int:
         "recipe": recipe.model_dump(),
         "icd_release": system.release,
     }
-    named = {"git": runs.git_commit(), "config_hash": runs.fingerprint(config)}
+    named = {"git": git_commit(), "config_hash": fingerprint(config)}
     try:
         arguments.output.mkdir(parents=True, exist_ok=True)
         _write(arguments.output / "config.json", {**config, **named})
@@ -201,7 +203,7 @@ def main() -> int:
             json.dumps(prediction(one, system)) + "\n"
             for one in thresholds.apply_threshold(ranked, threshold)
         ]
-        runs.write(arguments.output / f"predictions-{name}.jsonl", "".join(lines))
+        atomic_write(arguments.output / f"predictions-{name}.jsonl", "".join(lines))
 
     of_run = {
         "dataset": arguments.dataset,
@@ -526,7 +528,7 @@ def _top(scores: "NDArray[np.float32]", texts: Texts, kept: int) -> Scores:
 
 
 def _write(file: Path, values: object) -> None:
-    runs.write(file, json.dumps(values, indent=2) + "\n")
+    atomic_write(file, json.dumps(values, indent=2) + "\n")
 
 
 _COLUMNS = {
@@ -569,7 +571,7 @@ def _show(results: dict[str, dict[str, Any]], file: Path) -> None:
     aligned = ["---", *("---:" for _ in _COLUMNS)]
     lines = [header, aligned, *(row(name, " ") for name in results)]
     markdown = "".join(f"| {' | '.join(line)} |\n" for line in lines)
-    runs.write(file, f"{markdown}\n{_CAPTION}\n")
+    atomic_write(file, f"{markdown}\n{_CAPTION}\n")
 
 
 if __name__ == "__main__":

@@ -23,7 +23,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pydantic import NonNegativeInt, PositiveInt
 
 from clh.errors import InputError
-from clh.evaluation import recipes, runs
+from clh.evaluation import recipes
+from clh.evaluation.run_folder import git_commit
+from clh.files import atomic_write
 
 if TYPE_CHECKING:
     from clh.models.embedder import Vectors
@@ -114,14 +116,14 @@ def main() -> int:
         "dimensions": queries.shape[1],
         "icd_release": system.release,
         "tower": tower.id,
-        "git": runs.git_commit(),
+        "git": git_commit(),
         "queries": len(texts),
         "embed_ms": embed,
         "searches_ms": rows,
     }
     arguments.output.mkdir(parents=True, exist_ok=True)
-    runs.write(arguments.output / "metrics.json", json.dumps(report, indent=2) + "\n")
-    runs.write(arguments.output / "plot.svg", plot(rows))
+    atomic_write(arguments.output / "metrics.json", json.dumps(report, indent=2) + "\n")
+    atomic_write(arguments.output / "plot.svg", plot(rows))
     return 0
 
 

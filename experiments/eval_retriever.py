@@ -19,7 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import NonNegativeFloat, PositiveInt
 
-from clh.evaluation import recipes, runs
+from clh.evaluation import recipes
+from clh.evaluation.run_folder import git_commit
+from clh.files import atomic_write
 
 if TYPE_CHECKING:
     import numpy as np
@@ -96,12 +98,12 @@ def main() -> int:
         "n_notes": len(examples),
         "code_space": len(system),
         "texts": len(codes),
-        "git": runs.git_commit(),
+        "git": git_commit(),
         "scores": rows,
     }
     arguments.output.mkdir(parents=True, exist_ok=True)
-    runs.write(arguments.output / "metrics.json", json.dumps(report, indent=1) + "\n")
-    runs.write(arguments.output / "table.md", table(rows, names))
+    atomic_write(arguments.output / "metrics.json", json.dumps(report, indent=1) + "\n")
+    atomic_write(arguments.output / "table.md", table(rows, names))
     print(table(rows, names), end="")
     return 0
 

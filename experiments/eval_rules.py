@@ -17,7 +17,9 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from clh.evaluation import recipes, runs
+from clh.evaluation import recipes
+from clh.evaluation.run_folder import git_commit
+from clh.files import atomic_write
 
 if TYPE_CHECKING:
     from clh.icd.rules import Claim, CodeBook
@@ -55,17 +57,17 @@ def main() -> int:
         "rules": fired(found.values()),
         "seconds_to_load": loading,
         "milliseconds_a_claim": timed(codes, book, arguments.seed),
-        "git": runs.git_commit(),
+        "git": git_commit(),
     }
     arguments.output.mkdir(parents=True, exist_ok=True)
     lines = (
         json.dumps({"admission": admission, "findings": [one.model_dump() for one in findings]})
         for admission, findings in found.items()
     )
-    runs.write(arguments.output / "findings.jsonl", "".join(f"{line}\n" for line in lines))
-    runs.write(arguments.output / "metrics.json", json.dumps(report, indent=1) + "\n")
+    atomic_write(arguments.output / "findings.jsonl", "".join(f"{line}\n" for line in lines))
+    atomic_write(arguments.output / "metrics.json", json.dumps(report, indent=1) + "\n")
     text = f"{table('note', report['notes'])}\n{table('rule', report['rules'])}"
-    runs.write(arguments.output / "table.md", text)
+    atomic_write(arguments.output / "table.md", text)
     print(text, end="")
     return 0
 

@@ -1,11 +1,10 @@
-"""Write the ONNX graph by which CLH runs a tower or a reranker.
+"""Make a sentence-transformers model ready for CLH, which runs it in ONNX Runtime.
 
-    python experiments/export_onnx.py --model MODEL --output OUT [--float32]
+    python experiments/export_onnx.py --model MODEL [--output OUT]
 
-MODEL is the folder or hub id of a SentenceTransformer or a CrossEncoder. OUT becomes a copy of it
-with model.onnx inside, which `towers.query`, `towers.code` or `verify.reranking.model` of the
-settings can name; without --output the graph is written into MODEL itself. The graph computes in
-int8, or in float32 if asked to: half as fast, and for models that lose too much in int8.
+MODEL is an embedder or a reranker: a folder, a hub id, or a model that a package carries. Writes
+model.onnx into it or, with --output, into a copy of it, which the settings can then name. Linear
+layers compute in int8 unless --float32 is given: twice as fast, and almost as exact.
 """
 
 import argparse
@@ -17,24 +16,24 @@ from clh.evaluation import recipes
 
 
 def main() -> int:
-    """Copy and export."""
+    """Copy, and export."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", required=True, help="as towers.query in clh.toml")
-    parser.add_argument("--output", type=Path, help="folder of the copy")
+    parser.add_argument("--output", type=Path, help="folder of the copy; none by default")
     parser.add_argument("--float32", action="store_true", help="compute in float32, not in int8")
     arguments = parser.parse_args()
+    if arguments.output is not None and arguments.output.exists():
+        raise InputError(f"{arguments.output} exists: choose another --output, or delete it")
 
+    from clh.config import Settings
     from clh.models import weights
     from clh.training.export import export_onnx
 
-    folder = weights.source(arguments.model)
+    folder = weights.resolve(arguments.model, Settings.load().cache_dir)
     if arguments.output is not None:
-        try:
-            folder = shutil.copytree(folder, arguments.output)
-        except OSError as error:
-            raise InputError(f"cannot copy {folder} to {arguments.output}: {error}") from error
+        folder = shutil.copytree(folder, arguments.output)
     print(export_onnx(folder, quantize=not arguments.float32))
     return 0
 

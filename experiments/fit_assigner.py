@@ -3,12 +3,12 @@
     python experiments/fit_assigner.py --dataset codiesp --data-dir DIR --output OUT
 
 Writes OUT/model.json, the weights and the threshold of the best micro-F1, which `assign.weights` of
-the settings can name, and metrics.json; what ships is in clh/weights, its threshold in
-clh/profiles. Fitted on the documents that the towers and the cross-encoder held out, with a prior
-counted on the others: the verdicts on these are like those on a new document. They come in folds,
-and the figures are of documents that the weights were not fitted on; the weights that are written
-are fitted on all. A code is right if it is among those of the note, 7th characters left out; codes
-that assign may not report take no part in the fit.
+the settings can name, and metrics.json; what ships is in clh/weights. Fitted on the documents that
+the towers and the reranker held out, with a prior counted on the others: the verdicts on these are
+like those on a new document. They come in folds, and the figures are of documents that the weights
+were not fitted on; the weights that are written are fitted on all. A code is right if it is among
+those of the note, 7th characters left out; codes that assign may not report take no part in the
+fit.
 """
 
 import json
@@ -17,14 +17,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
-from clh.evaluation import recipes, runs
+from clh.evaluation import recipes
+from clh.evaluation.run_folder import git_commit
+from clh.files import atomic_write
 
 if TYPE_CHECKING:
     import numpy as np
-    from agents.context import Context
 
+    from agents.pipeline import Pipeline
     from clh.corpora import Example
-    from clh.icd.tabular import CodeSystem
 
 
 class AssignerRecipe(recipes.Recipe):
@@ -52,16 +53,16 @@ def main() -> int:
     arguments = recipes.parse_arguments(parser)
 
     from clh import corpora
-    from clh.config import Settings
     from clh.evaluation import thresholds
 
     recipe = recipes.read_recipe(arguments.recipe, AssignerRecipe, arguments.set)
     train = list(corpora.read(arguments.dataset, arguments.data_dir, "train"))[: arguments.limit]
     counted, examples = corpora.hold_out(train, recipe.held_out, recipe.seed)
-    context = load_context(recipe.profile, counted)
-    gold = [gold_codes(example, context.system) for example in examples]
+    pipeline = load_pipeline(recipe.profile, counted)
+    stem = pipeline.system.stem_or_self
+    gold = [frozenset(map(stem, example.codes)) for example in examples]
 
-    judged = judge_notes(examples, gold, context)
+    judged = judge_notes(examples, gold, pipeline)
     fit = thresholds.fit_logistic(
         judged.features,
         judged.right,
@@ -74,64 +75,61 @@ def main() -> int:
     report = {
         "dataset": arguments.dataset,
         "profile": recipe.profile,
-        "models": context.models,
-        "git": runs.git_commit(),
+        "models": pipeline.models,
+        "git": git_commit(),
         **evaluate(judged, fit.held_out, gold),
     }
     fit.save(arguments.output, report["threshold"])
-    runs.write(arguments.output / "metrics.json", json.dumps(report, indent=2) + "\n")
+    atomic_write(arguments.output / "metrics.json", json.dumps(report, indent=2) + "\n")
     print(json.dumps({name: report[name] for name in report if name != "precision_recall"}))
-    if report["threshold"] != Settings.load(recipe.profile).assign.threshold:
-        print(f"assign.threshold of profile {recipe.profile} is not {report['threshold']}")
     return 0
 
 
-def load_context(profile: str, counted: Sequence["Example"]) -> "Context":
+def load_pipeline(profile: str, counted: Sequence["Example"]) -> "Pipeline":
     """The agents of a profile without weights for assign, their prior counted on some examples.
 
     Raises InputError for a profile without a prior.
     """
-    from dataclasses import replace
-
-    from agents.context import Context
-
+    from agents.pipeline import Pipeline
     from clh.config import Settings
     from clh.errors import InputError
-    from clh.icd.tabular import load_tabular
-    from clh.retrieval.index import open_index
     from clh.training.priors import recount
 
     settings = Settings.load(profile, assign={"weights": ""})
-    system = load_tabular()
-    context = Context.load(settings, open_index(settings, system))
-    if context.prior is None:
+    if settings.locate.prior is None:
         raise InputError(f"profile {profile} names no prior: name another in the recipe")
-    prior = recount(settings.locate.prior, counted, context.index, system, context.reader)
-    return replace(context, prior=prior)
-
-
-def gold_codes(example: "Example", system: "CodeSystem") -> frozenset[str]:
-    """The note's codes without 7th characters; those that the release lacks as they are."""
-    return frozenset(system.stem(code) if code in system else code for code in example.codes)
+    pipeline = Pipeline.load(settings)
+    parts = pipeline.index, pipeline.system, pipeline.reader
+    return pipeline.rebuild(settings, recount(settings.locate.prior, counted, *parts))
 
 
 def judge_notes(
-    examples: Sequence["Example"], gold: Sequence[frozenset[str]], context: "Context"
+    examples: Sequence["Example"], gold: Sequence[frozenset[str]], pipeline: "Pipeline"
 ) -> NoteCodes:
     """What assign would decide by, for each code that it may report in each note."""
+    import asyncio
+
     from tqdm import tqdm
 
-    from agents.assign import completed, features, tally
-    from agents.training.examples import located
-    from agents.verify import judge
+    from agents.assign.policy import why_not_reported
+    from agents.assign.select import code_features, group_by_code
+    from agents.node import Trace
+    from agents.training.evidence import locate_document
 
+    settings = pipeline.settings
+    policy = settings.policy, settings.rules.setting, pipeline.system
     judged = NoteCodes([], [], [], [])
     for number, example in enumerate(tqdm(examples, unit="note", disable=None)):
-        terms, candidates = located(example, context)
-        verdicts = judge(terms, candidates, context)
-        for code, found in tally(candidates, verdicts).items():
-            if completed(code, context.system) is not None:
-                judged.features.append(features(found))
+        terms, candidates = locate_document(example, pipeline)
+        verdicts, _ = asyncio.run(pipeline.verifier.verify(terms, candidates, Trace()))
+        for code, supports in group_by_code(candidates, verdicts).items():
+            reported = [
+                support
+                for support in supports
+                if why_not_reported(terms[support.term].status, code, *policy) is None
+            ]
+            if reported:
+                judged.features.append(code_features(reported))
                 judged.right.append(code in gold[number])
                 judged.notes.append(number)
                 judged.codes.append(code)

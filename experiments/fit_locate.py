@@ -18,12 +18,13 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 
-from clh.evaluation import recipes, runs
+from clh.evaluation import recipes
+from clh.evaluation.run_folder import git_commit
+from clh.files import atomic_write
 
 if TYPE_CHECKING:
-    from agents.context import Context
-
     from agents.evaluation.oracle import Source
+    from agents.pipeline import Pipeline
     from clh.config import Settings
     from clh.corpora import Example
     from clh.retrieval.precedents import Precedents
@@ -50,7 +51,7 @@ class LocateRecipe(recipes.Recipe):
 class Tuner:
     """Tries weights of locate on held-out documents, one weight after the other."""
 
-    context: "Context"
+    pipeline: "Pipeline"
     recipe: LocateRecipe
     counts: "tuple[dict[str, int], Precedents]"  # of other documents
     held_out: Sequence["Example"]
@@ -72,27 +73,24 @@ class Tuner:
     def recall(self, weights: dict[str, float], queries: "Source") -> float:
         """The sum of recall over all cutoffs, with some weights."""
         import asyncio
-        from dataclasses import replace
 
         from tqdm import tqdm
 
-        from agents.evaluation.oracle import alone
+        from agents.evaluation.oracle import run_agent
         from clh.evaluation import stages
         from clh.retrieval.prior import Prior, Weights
 
-        context, of_prior = self.context, Weights(weights["notes"], weights["precedent"])
-        fitted = replace(
-            context,
-            settings=locate_settings(self.recipe, weights["words"], weights["length"]),
-            prior=Prior("fitted", of_prior, *self.counts, context.index, context.system)
-            if any(of_prior)
-            else None,
-        )
+        prior, of_prior = None, Weights(weights["notes"], weights["precedent"])
+        index, system = self.pipeline.index, self.pipeline.system
+        if any(of_prior):
+            prior = Prior("fitted", of_prior, *self.counts, index, system)
+        settings = locate_settings(self.recipe, weights["words"], weights["length"])
+        pipeline = self.pipeline.rebuild(settings, prior)
         outcomes = [
-            asyncio.run(alone("locate", queries, example, fitted, git=""))
+            asyncio.run(run_agent("locate", queries, example, pipeline, git=""))
             for example in self.held_out
         ]
-        scores = stages.locate_scores(outcomes, context.system)
+        scores = stages.locate_scores(outcomes, system)
         recalls = {f"recall@{k}": round(scores[f"recall@{k}"], 4) for k in stages.CUTOFFS}
         self.tried.append({"queries": queries, **weights, **recalls})
         tqdm.write(json.dumps(self.tried[-1]))
@@ -104,26 +102,22 @@ def main() -> int:
     parser = recipes.training_parser(__doc__, "experiments/recipes/fit_locate.yaml")
     arguments = recipes.parse_arguments(parser)
 
-    from agents.context import Context
-
+    from agents.pipeline import Pipeline
     from clh import corpora
     from clh.config import Settings
-    from clh.icd.tabular import load_tabular
-    from clh.retrieval.index import open_index
     from clh.retrieval.prior import Weights
     from clh.training.priors import Counting, count_codes, save_prior
 
     recipe = recipes.read_recipe(arguments.recipe, LocateRecipe, arguments.set)
-    system = load_tabular()
     settings = Settings.load(policy="mention", locate={"candidates": recipe.candidates})
-    context = Context.load(settings, open_index(settings, system))
+    pipeline = Pipeline.load(settings)
     examples = list(corpora.read(arguments.dataset, arguments.data_dir, recipe.split))
     examples = examples[: arguments.limit]
     counted, held_out = corpora.hold_out(examples, recipe.held_out, recipe.seed)
     counting = Counting(recipe.longest, recipe.doubt, recipe.least)
 
-    counts = count_codes(counted, system, context.reader, counting)
-    tuner = Tuner(context, recipe, counts, held_out)
+    counts = count_codes(counted, pipeline.system, pipeline.reader, counting)
+    tuner = Tuner(pipeline, recipe, counts, held_out)
     tuner.tune("words", recipe.words)
     tuner.tune("notes", recipe.notes)
     tuner.tune("precedent", recipe.precedents)
@@ -134,21 +128,21 @@ def main() -> int:
             print(f"locate.{name} is {value}, and {tuner.weights[name]} was best")
 
     weights = Weights(tuner.weights["notes"], tuner.weights["precedent"])
-    counts = count_codes(examples, system, context.reader, counting)
+    counts = count_codes(examples, pipeline.system, pipeline.reader, counting)
     save_prior(arguments.output, weights, counting, counts)
     report = {
         "dataset": arguments.dataset,
         "documents": len(examples),
         "held_out": len(held_out),
-        "tower": context.tower.id,
-        "git": runs.git_commit(),
+        "tower": pipeline.embedder.id,
+        "git": git_commit(),
         "words": tuner.weights["words"],
         "prior": tuner.weights["notes"],
         "precedent": tuner.weights["precedent"],
         "length": tuner.weights["length"],
         "tried": tuner.tried,
     }
-    runs.write(arguments.output / "metrics.json", json.dumps(report, indent=2) + "\n")
+    atomic_write(arguments.output / "metrics.json", json.dumps(report, indent=2) + "\n")
     return 0
 
 
@@ -157,7 +151,8 @@ def locate_settings(recipe: LocateRecipe, words: float, length: float) -> "Setti
     from clh.config import Settings
 
     locate = {"candidates": recipe.candidates, "words": words, "length": length}
-    return Settings.load(recipe.profile, policy="mention", locate=locate)
+    verify = {"source": "retrieval"}  # takes no part, and a reranker takes long to load
+    return Settings.load(recipe.profile, policy="mention", locate=locate, verify=verify)
 
 
 if __name__ == "__main__":

@@ -2,11 +2,11 @@
 
     python experiments/fit_verifier.py --dataset codiesp --data-dir DIR --output OUT
 
-Writes OUT/model.json, the weights and the threshold of the best micro-F1, which `verify.weights` of
-the settings can name, and metrics.json; what ships is in clh/weights/verify-retrieval. A candidate
-is right if its code is among the note's, both as `clh.evaluation.metrics.folded` compares codes.
-The figures are of notes in folds, each judged by weights fitted on the others; the weights that are
-written are fitted on the whole split.
+Writes OUT/model.json, the weights and the threshold of the best micro-F1, which
+`verify.retrieval.weights` of the settings can name, and metrics.json; what ships is in
+clh/weights/verify-retrieval. A candidate is right if its code is among the note's, both as
+`clh.evaluation.metrics.folded` compares codes. The figures are of notes in folds, each judged by
+weights fitted on the others; the weights that are written are fitted on the whole split.
 """
 
 import json
@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
-from clh.evaluation import recipes, runs
+from clh.evaluation import recipes
+from clh.files import atomic_write
 
 if TYPE_CHECKING:
     import numpy as np
-    from agents.context import Context
 
+    from agents.pipeline import Pipeline
     from clh.corpora import Example
     from clh.evaluation.metrics import Scored
 
@@ -50,24 +51,21 @@ def main() -> int:
     parser = recipes.training_parser(__doc__, "experiments/recipes/fit_verifier.yaml")
     arguments = recipes.parse_arguments(parser)
 
-    from agents.context import Context
-
+    from agents.pipeline import Pipeline
     from clh import corpora
     from clh.config import Settings
     from clh.evaluation import metrics, thresholds
     from clh.evaluation.metrics import Scored
-    from clh.icd.tabular import load_tabular
-    from clh.retrieval.index import open_index
 
     recipe = recipes.read_recipe(arguments.recipe, VerifierRecipe, arguments.set)
     settings = Settings.load(locate={"candidates": recipe.candidates})
-    system = load_tabular()
-    context = Context.load(settings, open_index(settings, system))
+    pipeline = Pipeline.load(settings)
     examples = list(corpora.read(arguments.dataset, arguments.data_dir, recipe.split))
     examples = examples[: arguments.limit]
-    gold = metrics.folded([Scored(one.id, frozenset(one.codes), {}) for one in examples], system)
+    notes = [Scored(example.id, frozenset(example.codes), {}) for example in examples]
+    gold = metrics.folded(notes, pipeline.system)
 
-    candidates = measure_candidates(examples, gold, context)
+    candidates = measure_candidates(examples, gold, pipeline)
     fit = thresholds.fit_logistic(
         candidates.features,
         candidates.right,
@@ -78,29 +76,32 @@ def main() -> int:
     )
     report = evaluate(candidates, fit.held_out, gold)
     fit.save(arguments.output, report["threshold"])
-    runs.write(arguments.output / "metrics.json", json.dumps(report, indent=2) + "\n")
+    atomic_write(arguments.output / "metrics.json", json.dumps(report, indent=2) + "\n")
     print(json.dumps({name: report[name] for name in report if name != "precision_recall"}))
     return 0
 
 
 def measure_candidates(
-    examples: Iterable["Example"], gold: Sequence["Scored"], context: "Context"
+    examples: Iterable["Example"], gold: Sequence["Scored"], pipeline: "Pipeline"
 ) -> Candidates:
     """The candidates of all terms, as verify sees them; `gold` has the codes of the notes."""
     from tqdm import tqdm
 
-    from agents.analyze import extract_by_retrieval
-    from agents.locate import search
-    from agents.verify import features, same_laterality
+    from agents.analyze.retrieval import RetrievalAnalyzer
+    from agents.node import Trace
+    from agents.verify import keep_same_side
+    from agents.verify.retrieval import retrieval_features
 
+    parts = pipeline.reader, pipeline.embedder, pipeline.index, pipeline.prior
+    analyzer = RetrievalAnalyzer(pipeline.settings.analyze.retrieval, *parts)
     found = Candidates([], [], [], [], [])
     for number, example in enumerate(tqdm(examples, unit="note", disable=None)):
-        terms = extract_by_retrieval(example.note, context)
-        searched = search([term.lead_term for term in terms], context)
-        for position, (term, near) in enumerate(zip(terms, searched, strict=True)):
-            candidates = same_laterality(term, near)
-            measured = features(term, candidates, context.index.lexicon)
-            for candidate, row in zip(candidates, measured, strict=True):
+        terms = analyzer.extract(example.note)
+        searched = pipeline.retriever.search([term.lead_term for term in terms])
+        candidates = keep_same_side(terms, searched, Trace())
+        for position, (term, near) in enumerate(zip(terms, candidates, strict=True)):
+            rows = retrieval_features(term, near, pipeline.index.lexicon)
+            for candidate, row in zip(near, rows, strict=True):
                 found.features.append(row)
                 found.right.append(candidate.code in gold[number].gold)
                 found.notes.append(number)

@@ -7,6 +7,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from agents.analyze import Progress
 from agents.node import Trace, build_messages, unusable_replies
 from clh.config import LlmAnalysis
 from clh.document.reader import Reader, Sentence
@@ -44,10 +45,13 @@ class LlmAnalyzer:
         self._model, self._reader = model, reader
         self._settings, self._policy = settings, policy
 
-    async def analyze(self, note: Note, trace: Trace) -> tuple[list[Term], list[Finding]]:
+    async def analyze(
+        self, note: Note, trace: Trace, progress: Progress | None = None
+    ) -> tuple[list[Term], list[Finding]]:
         """See `agents.analyze.Analyzer.analyze`.
 
-        All windows of a note are one call. Raises ReplyError if no reply can be used.
+        All windows of a note are one call, so there is no progress. Raises ReplyError if no reply
+        can be used.
         """
         sentences = self._reader.all_sentences(note.text)
         windows = list(split_windows(sentences, self._settings.window_words))

@@ -3,8 +3,9 @@
 import asyncio
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
+from agents.analyze import Progress
 from agents.node import Trace
 from clh.config import RetrievalAnalysis
 from clh.document.reader import Mention, Reader, Sentence
@@ -45,20 +46,24 @@ class RetrievalAnalyzer:
         self._index, self._prior = index, prior
         self._vague_words = frozenset().union(*map(content_words, reader.vague))
 
-    async def analyze(self, note: Note, trace: Trace) -> tuple[list[Term], list[Finding]]:
+    async def analyze(
+        self, note: Note, trace: Trace, progress: Progress | None = None
+    ) -> tuple[list[Term], list[Finding]]:
         """See `agents.analyze.Analyzer.analyze`. Its thread ends soon after a cancellation."""
         cancelled = threading.Event()
 
-        def check(done: int, total: int) -> None:
+        def advance(done: int, total: int) -> None:
             if cancelled.is_set():
                 raise asyncio.CancelledError
+            if progress is not None:
+                progress(done, total)
 
         try:
-            return await asyncio.to_thread(self.extract, note, check), []
+            return await asyncio.to_thread(self.extract, note, advance), []
         finally:
             cancelled.set()
 
-    def extract(self, note: Note, progress: Callable[[int, int], None] | None = None) -> list[Term]:
+    def extract(self, note: Note, progress: Progress | None = None) -> list[Term]:
         """The terms of a note in order; those that are sentences come after the others.
 
         The note is read in windows of whole sentences. After each, `progress` is called with the

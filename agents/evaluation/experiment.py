@@ -21,10 +21,11 @@ from clh import corpora
 from clh.config import Settings
 from clh.corpora import Example
 from clh.errors import InputError
-from clh.evaluation import recipes, report, runs
+from clh.evaluation import recipes, report
 from clh.evaluation.run_folder import RunFolder, fingerprint, git_commit
 from clh.evaluation.stages import CodedExample, Outcome, Steps
 from clh.evaluation.summary import summarize
+from clh.files import atomic_write
 from clh.icd.tabular import load_tabular
 from clh.models.weights import silence_bars
 from clh.schema import Agent
@@ -97,9 +98,9 @@ def run(arguments: argparse.Namespace, reported: Sequence[Agent], code: Code, **
         ),
         **named,
     }
-    runs.write(folder.path / "metrics.json", json.dumps(result, indent=2) + "\n")
+    atomic_write(folder.path / "metrics.json", json.dumps(result, indent=2) + "\n")
     page = report.page(result, config, outcomes, system, recipe.worked_notes)
-    runs.write(folder.path / "report.html", page)
+    atomic_write(folder.path / "report.html", page)
     report.show(result)
     if tracker is not None:
         tracker.init_trackers("clh", config=dict(_flat(config)))

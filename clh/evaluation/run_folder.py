@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from clh.errors import InputError
-from clh.evaluation.runs import write
+from clh.files import atomic_write
 
 _CONFIG = "config.json"
 _MAY_DIFFER = ("git", "versions")  # a run goes on after a commit, and says so
@@ -59,7 +59,7 @@ class RunFolder:
             if (path / _CONFIG).exists():
                 self._check_same_run(plain)
             else:
-                write(path / _CONFIG, json.dumps(plain, indent=2) + "\n")
+                atomic_write(path / _CONFIG, json.dumps(plain, indent=2) + "\n")
             for file in self._files:
                 file.touch()
             self._drop_what_is_not_in_all()

@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clh.errors import InputError
-from clh.evaluation import metrics, runs
+from clh.evaluation import metrics
 from clh.evaluation.metrics import Scored
+from clh.files import atomic_write
 
 MODEL = "model.json"  # of a logistic regression: its weights and, if it has one, its threshold
 _DIGITS = 4  # of weights and thresholds
@@ -72,7 +73,7 @@ class LogisticFit(NamedTuple):
         if threshold is not None:
             model["threshold"] = threshold
         folder.mkdir(parents=True, exist_ok=True)
-        runs.write(folder / MODEL, json.dumps(model, indent=2) + "\n")
+        atomic_write(folder / MODEL, json.dumps(model, indent=2) + "\n")
 
 
 def fit_logistic(

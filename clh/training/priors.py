@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from clh.corpora import Example
 from clh.document.reader import Reader
-from clh.evaluation import runs
+from clh.files import atomic_write
 from clh.icd.tabular import CodeSystem
 from clh.models.weights import weights_folder
 from clh.retrieval.index import CodeIndex
@@ -71,5 +71,5 @@ def save_prior(folder: Path, weights: Weights, counting: Counting, counts: Count
         "notes": notes,
     }
     folder.mkdir(parents=True, exist_ok=True)
-    runs.write(folder / PRIOR, json.dumps(prior, indent=1) + "\n")
+    atomic_write(folder / PRIOR, json.dumps(prior, indent=1) + "\n")
     precedents.save(folder / PRECEDENTS)

@@ -33,6 +33,20 @@ async def test_many_notes_come_in_their_order(make_toy: MakePipeline, concurrenc
     assert codes == [["R05.9"], ["I10"], ["I50.9"], []] * 3
 
 
+async def test_progress_is_told_while_a_note_is_read(make_toy: MakePipeline) -> None:
+    text = "Cough. Hypertension.\n" * 1_000
+    told: list[Any] = []
+    await make_toy().code(
+        Note(id="long", text=text),
+        on_step=told.append,
+        on_progress=lambda done, total: told.append((done, total)),
+    )
+    read = told[1 : told.index("analyze")]
+    assert len(read) > 1
+    assert read == sorted(read)
+    assert read[-1] == (len(text.rstrip()), len(text))
+
+
 async def test_notes_that_are_done_are_left_out(make_toy: MakePipeline) -> None:
     done = {note.id for note in NOTES[:9]}
     coded = [each.note.note_id async for each in make_toy().code_many(NOTES, done, 2)]

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from agents.context import Logistic
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -16,6 +15,7 @@ from clh.evaluation.thresholds import (
     fit_logistic,
     precision_recall_table,
 )
+from clh.models.logistic import Logistic
 
 codes = st.sampled_from("ABCDEF")
 scored_notes = st.lists(

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from clh.training.patient_tower import PatientTower
+from clh.training.patients.tower import PatientTower
 from tests.fakes import ToyTower
 
 ROOT = Path(__file__).parents[2]

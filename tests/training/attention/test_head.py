@@ -10,12 +10,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Dense
 from torch.nn.functional import cosine_similarity
 
 from clh.models import weights
 from clh.schema import Note
-from clh.training.attention import LabelAttention, Tokens, read_tokens
-from clh.training.towers import TextEncoder
+from clh.training.attention.head import LabelAttention, Tokens, read_tokens
+from clh.training.towers import add_head, open_tower
 from tests.fakes import tiny_encoder
 
 WIDTH, DIMENSIONS = 32, 48
@@ -24,17 +26,16 @@ seeds = st.integers(0, 1000)
 
 
 @cache
-def tiny() -> TextEncoder:
-    """As small as it gets, with a head as if it had been trained."""
+def tiny() -> SentenceTransformer:
+    """As small as it gets, with a linear layer as if it had been trained."""
     with TemporaryDirectory() as folder:
-        encoder = TextEncoder.load(tiny_encoder(Path(folder)))
-    encoder.widen(DIMENSIONS)
-    return encoder.requires_grad_(False)
+        tower = add_head(open_tower(tiny_encoder(Path(folder))), DIMENSIONS)
+    return tower.requires_grad_(False)
 
 
 @cache
-def minilm() -> TextEncoder:
-    return TextEncoder.load(weights.source("all-MiniLM-L6-v2"))
+def minilm() -> SentenceTransformer:
+    return open_tower(weights.source("all-MiniLM-L6-v2"))
 
 
 def drawn(tokens: int, codes: int, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -67,9 +68,9 @@ def test_untrained_it_attends_to_the_token_closest_to_the_code(
 ) -> None:
     states, vectors, _ = drawn(tokens, codes, seed)
     head = LabelAttention(tiny(), DIMENSIONS)  # as many dimensions as the towers: nothing is lost
-    own = tiny().head
-    assert own is not None
-    closeness = cosine_similarity(own(states)[None], vectors[:, None], dim=2)
+    dense = tiny()[2]
+    assert isinstance(dense, Dense)
+    closeness = cosine_similarity(dense.linear(states)[None], vectors[:, None], dim=2)
     assert head.weights(states, vectors).argmax(1).tolist() == closeness.argmax(1).tolist()
 
 

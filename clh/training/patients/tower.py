@@ -31,9 +31,9 @@ class Scaler(Shape):
 
     @classmethod
     def fit(cls, features: Sequence[str], values: NDArray[np.float64]) -> Self:
-        """Of training data alone: values of shape (rows, features), NaN where not measured.
+        """Fit to training data alone: values of shape (rows, features), NaN where not measured.
 
-        InputError for a feature without any value. One that hardly varies keeps its own unit.
+        Raises InputError for a feature without any value. One that hardly varies keeps its unit.
         """
         for name, column in zip(features, values.T, strict=True):
             if np.isnan(column).all():

@@ -1,4 +1,4 @@
-"""Re-ranking: what a shortlist holds, and what a head can learn from it."""
+"""Re-ranking by attention: what a shortlist holds, and what a head can learn from it."""
 
 import copy
 from typing import Any
@@ -8,16 +8,18 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from sentence_transformers import SentenceTransformer
 from torch.nn.functional import normalize
 
 from clh.corpora import Example
 from clh.errors import InputError
-from clh.evaluation.metrics import Scored, rank_scores, set_scores
+from clh.evaluation.metrics import rank_scores
 from clh.retrieval.lexical import searchable
 from clh.schema import Note
-from clh.training import rerank
-from clh.training.attention import LabelAttention, Tokens
-from clh.training.towers import TextEncoder
+from clh.training.attention.head import LabelAttention, Tokens
+from clh.training.attention.shortlist import CodeVectors, Retriever, Shortlist
+from clh.training.attention.training import HeadRecipe, find_evidence, score_codes, train_head
+from clh.training.towers import open_tower
 from tests.fakes import ToyTower, tiny_encoder, toy_system
 
 SYSTEM = toy_system()
@@ -26,16 +28,16 @@ WIDTH = 32  # of the tiny encoder
 
 
 @pytest.fixture(scope="module")
-def encoder(tmp_path_factory: pytest.TempPathFactory) -> TextEncoder:
-    return TextEncoder.load(tiny_encoder(tmp_path_factory.mktemp("encoder"))).eval()
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> SentenceTransformer:
+    return open_tower(tiny_encoder(tmp_path_factory.mktemp("encoder"))).eval()
 
 
 @pytest.fixture(scope="module")
-def retriever(encoder: TextEncoder) -> rerank.Retriever:
+def retriever(encoder: SentenceTransformer) -> Retriever:
     tower = ToyTower()
     vectors = tower.encode([text for _, text in TEXTS])
-    codes = rerank.CodeVectors([code for code, _ in TEXTS], vectors)
-    return rerank.Retriever(encoder, tower, 64, codes, SYSTEM)
+    codes = CodeVectors([code for code, _ in TEXTS], vectors)
+    return Retriever(encoder, tower, 64, codes, SYSTEM)
 
 
 def example(text: str, *codes: str) -> Example:
@@ -49,7 +51,7 @@ def test_a_code_is_as_similar_as_its_closest_text(
     generator = np.random.default_rng(seed)
     texts = generator.standard_normal((len(codes), 8), dtype=np.float32)
     asked = generator.standard_normal((sentences, 8), dtype=np.float32)
-    found = rerank.CodeVectors(codes, texts)
+    found = CodeVectors(codes, texts)
     assert found.codes.tolist() == sorted(set(codes))
     similarity = found.similarity(asked)
     for column, code in enumerate(found.codes):
@@ -57,7 +59,7 @@ def test_a_code_is_as_similar_as_its_closest_text(
         assert similarity[:, column] == pytest.approx((asked @ texts[own].T).max(axis=1), abs=1e-5)
 
 
-def test_a_shortlist_holds_what_is_closest_to_any_sentence(retriever: rerank.Retriever) -> None:
+def test_a_shortlist_holds_what_is_closest_to_any_sentence(retriever: Retriever) -> None:
     text = "He coughs: cough, unspecified. Pain in right knee since monday."
     note = retriever.shortlist(example(text, "R05", "S83.411A", "X99"), 3, with_gold=False)
     assert set(note.codes[:2]) == {"R05.9", "M25.561"}
@@ -72,7 +74,7 @@ def test_a_shortlist_holds_what_is_closest_to_any_sentence(retriever: rerank.Ret
     assert note.gold == {"R05", "S83.411", "X99"}
 
 
-def test_to_learn_from_a_note_its_own_codes_are_added(retriever: rerank.Retriever) -> None:
+def test_to_learn_from_a_note_its_own_codes_are_added(retriever: Retriever) -> None:
     given = example("Pain in right knee.", "I10", "M25.561", "S83.411A", "X99")
     without = retriever.shortlist(given, 3, with_gold=False)
     note = retriever.shortlist(given, 3, with_gold=True)
@@ -84,8 +86,8 @@ def test_to_learn_from_a_note_its_own_codes_are_added(retriever: rerank.Retrieve
     torch.testing.assert_close(note.vectors.norm(dim=1), torch.ones(5))
 
 
-def test_a_note_that_says_nothing_is_refused(retriever: rerank.Retriever) -> None:
-    with pytest.raises(InputError, match="n says nothing"):
+def test_a_note_that_says_nothing_is_refused(retriever: Retriever) -> None:
+    with pytest.raises(InputError, match="n has no sentence"):
         retriever.shortlist(example("- -"), 3, with_gold=False)
 
 
@@ -95,7 +97,7 @@ KNOWN, NEW = range(60), range(60, 120)  # codes
 TOKENS, SHORTLIST, OWN = 25, 12, 3
 
 
-def planted(codes: range, notes: int, seed: int) -> list[rerank.Shortlist]:
+def planted(codes: range, notes: int, seed: int) -> list[Shortlist]:
     """Notes in which some token says each of their codes; similarity says nothing."""
     draw = np.random.default_rng(seed)
     vectors = normalize(torch.randn(120, WIDTH, generator=torch.Generator().manual_seed(0)), dim=1)
@@ -109,7 +111,7 @@ def planted(codes: range, notes: int, seed: int) -> list[rerank.Shortlist]:
         closest = np.zeros((SHORTLIST, 2), dtype=np.int64)
         closest[:OWN] = np.stack([said, said + 1], axis=1)
         found.append(
-            rerank.Shortlist(
+            Shortlist(
                 id=f"n{number}",
                 gold=frozenset(names[:OWN]),
                 tokens=Tokens(
@@ -125,7 +127,7 @@ def planted(codes: range, notes: int, seed: int) -> list[rerank.Shortlist]:
     return found
 
 
-def recipe(**changed: Any) -> rerank.Head:
+def recipe(**changed: Any) -> HeadRecipe:
     usual = {
         "pooling": "label-aware",
         "dimensions": WIDTH,
@@ -134,35 +136,37 @@ def recipe(**changed: Any) -> rerank.Head:
         "learning_rate": 0.01,
         "weight_decay": 0.0,
     }
-    return rerank.Head.model_validate({**usual, **changed})
+    return HeadRecipe.model_validate({**usual, **changed})
 
 
-def fitted(encoder: TextEncoder, **changed: Any) -> tuple[LabelAttention, list[dict[str, float]]]:
+def fitted(
+    encoder: SentenceTransformer, **changed: Any
+) -> tuple[LabelAttention, list[dict[str, float]]]:
     chosen = recipe(**changed)
     torch.manual_seed(0)
     head = LabelAttention(encoder, chosen.dimensions, uniform=chosen.pooling == "mean")
     notes = planted(KNOWN, 60, seed=1)
-    log = rerank.train(head, notes[:50], notes[50:], chosen, 0, lambda: None)
+    log = train_head(head, notes[:50], notes[50:], chosen, 0, lambda: None)
     return head, log
 
 
-def ranking(head: LabelAttention | None, notes: list[rerank.Shortlist]) -> float:
-    return rank_scores([one.ranked(rerank.scores(one, head)) for one in notes], ())["map"]
+def ranking(head: LabelAttention | None, notes: list[Shortlist]) -> float:
+    return rank_scores([one.rank(score_codes(one, head)) for one in notes], ())["map"]
 
 
-def test_attention_finds_codes_that_it_never_learned(encoder: TextEncoder) -> None:
+def test_attention_finds_codes_that_it_never_learned(encoder: SentenceTransformer) -> None:
     notes = planted(NEW, 40, seed=2)
     attentive, mean = (fitted(encoder, pooling=way)[0] for way in ("label-aware", "mean"))
     assert ranking(None, notes) < 0.5
     assert ranking(attentive, notes) > max(0.8, ranking(mean, notes) + 0.1)
     right = [
-        (rerank.evidence(one, attentive)[:OWN] == rerank.evidence(one, None)[:OWN]).all(axis=1)
+        (find_evidence(one, attentive)[:OWN] == find_evidence(one, None)[:OWN]).all(axis=1)
         for one in notes
     ]
     assert np.mean(right) > 0.9  # the token that says a code is the one that it attends to
 
 
-def test_the_best_epoch_on_held_out_notes_is_kept(encoder: TextEncoder) -> None:
+def test_the_best_epoch_on_held_out_notes_is_kept(encoder: SentenceTransformer) -> None:
     head, log = fitted(encoder)
     assert [one["epoch"] for one in log] == list(range(13))
     kept = ranking(head, planted(KNOWN, 60, seed=1)[50:])
@@ -170,47 +174,21 @@ def test_the_best_epoch_on_held_out_notes_is_kept(encoder: TextEncoder) -> None:
     assert log[-1]["loss"] < log[1]["loss"]
 
 
-def test_a_head_that_never_gets_better_stays_as_it_was(encoder: TextEncoder) -> None:
+def test_a_head_that_never_gets_better_stays_as_it_was(encoder: SentenceTransformer) -> None:
     torch.manual_seed(0)
     head = LabelAttention(encoder, 8)
     before = copy.deepcopy(head.state_dict())
     notes = planted(KNOWN, 8, seed=3)
     certain = [
-        rerank.Shortlist(**{**vars(one), "similarity": one.labels}) for one in notes
+        Shortlist(**{**vars(one), "similarity": one.labels}) for one in notes
     ]  # the towers rank these perfectly
-    log = rerank.train(head, notes, certain, recipe(epochs=2), 0, lambda: None)
+    log = train_head(head, notes, certain, recipe(epochs=2), 0, lambda: None)
     assert log[0]["map"] == 1
     for name, value in head.state_dict().items():
         torch.testing.assert_close(value, before[name])
 
 
-def test_a_seed_gives_the_same_head(encoder: TextEncoder) -> None:
+def test_a_seed_gives_the_same_head(encoder: SentenceTransformer) -> None:
     (one, log), (same, again) = fitted(encoder, epochs=2), fitted(encoder, epochs=2)
     assert log == again
     torch.testing.assert_close(one.state_dict(), same.state_dict(), rtol=0, atol=0)
-
-
-codes = st.sampled_from("ABCDEF")
-scored_notes = st.lists(
-    st.builds(
-        Scored,
-        id=st.just("n"),
-        gold=st.frozensets(codes, max_size=4),
-        predicted=st.dictionaries(codes, st.sampled_from([0.0, 0.25, 0.5, 0.75]), min_size=1),
-    ),
-    min_size=1,
-    max_size=5,
-)
-
-
-@given(scored_notes)
-def test_no_other_threshold_is_better(notes: list[Scored]) -> None:
-    def f1(threshold: float) -> float:
-        sets = [
-            Scored(one.id, one.gold, {c: s for c, s in one.predicted.items() if s >= threshold})
-            for one in notes
-        ]
-        return set_scores(sets)["micro_f1"]
-
-    best = max(map(f1, (score for one in notes for score in one.predicted.values())))
-    assert f1(rerank.best_threshold(notes)) == pytest.approx(best)

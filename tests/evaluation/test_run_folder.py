@@ -1,4 +1,4 @@
-"""What experiments share: a folder that a killed run leaves whole."""
+"""The folder of a run: a kill leaves it whole, and it takes one run only."""
 
 import json
 from pathlib import Path
@@ -8,14 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clh.errors import InputError
-from clh.evaluation import runs
+from clh.evaluation.run_folder import RunFolder, fingerprint
 
 FILES = ("steps.jsonl", "predictions.jsonl")
 LINES = st.text(st.characters(exclude_characters="\n", exclude_categories=["Cs"]), max_size=5)
 
 
-def opened(path: Path, **config: object) -> runs.Folder:
-    return runs.Folder(path, config, FILES)
+def opened(path: Path, **config: object) -> RunFolder:
+    return RunFolder(path, config, FILES)
 
 
 @given(lines=st.lists(st.tuples(LINES, LINES), max_size=6), data=st.data())
@@ -56,17 +56,9 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         opened(tmp_path / "file")
 
 
-def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
-    file = tmp_path / "metrics.json"
-    runs.write(file, "before")
-    with pytest.raises(UnicodeEncodeError):
-        runs.write(file, "half \ud800")
-    assert file.read_text() == "before"
-
-
 def test_the_fingerprint_is_of_values_not_of_their_order() -> None:
-    assert runs.fingerprint({"a": 1, "b": [2]}) == runs.fingerprint({"b": [2], "a": 1})
-    assert runs.fingerprint({"a": 1}) != runs.fingerprint({"a": 2})
+    assert fingerprint({"a": 1, "b": [2]}) == fingerprint({"b": [2], "a": 1})
+    assert fingerprint({"a": 1}) != fingerprint({"a": 2})
 
 
 def test_the_config_is_there_to_read(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from clh.errors import InputError, ModelError
-from clh.training.patient_tower import EhrTower, PatientTower, Scaler
+from clh.training.patients.tower import EhrTower, PatientTower, Scaler
 
 NAN = float("nan")
 FEATURES = ("age", "lab_glucose", "sex")
