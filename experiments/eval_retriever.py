@@ -13,8 +13,10 @@ Writes OUT/metrics.json and table.md. The texts searched are those of the settin
 adds the Alphabetic Index).
 """
 
+import argparse
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from pydantic import NonNegativeFloat, PositiveInt
@@ -26,6 +28,7 @@ from clh.files import atomic_write
 if TYPE_CHECKING:
     import numpy as np
 
+    from clh.config import Settings
     from clh.corpora import Example
     from clh.evaluation.metrics import Scored
     from clh.icd.tabular import CodeSystem
@@ -43,72 +46,121 @@ class RetrieverEvaluationRecipe(recipes.Recipe):
     bootstrap: PositiveInt
 
 
+@dataclass(frozen=True)
+class Notes:
+    """The notes that are searched for, their sentences, and the codes of training notes."""
+
+    examples: "Sequence[Example]"
+    documents: "Sequence[Sequence[Pair]]"
+    seen: frozenset[str]
+
+    @classmethod
+    def read(cls, arguments: argparse.Namespace, system: "CodeSystem") -> "Notes":
+        """The notes of the split, and the train split beside it."""
+        from clh import corpora
+        from clh.document.reader import Reader
+        from clh.training.pairs import sentence_pairs
+
+        given = arguments.data_dir, arguments.split, arguments.unit, arguments.limit, arguments.seed
+        examples = corpora.sample(arguments.dataset, *given)
+        train = corpora.read(arguments.dataset, arguments.data_dir, "train")
+        seen = (system.stem_or_self(code) for example in train for code in example.codes)
+        return cls(examples, sentence_pairs(examples, system, Reader()), frozenset(seen))
+
+
 def main() -> int:
     """Score, print, write."""
     parser = recipes.evaluation_parser(__doc__, "experiments/recipes/eval_retriever.yaml")
     parser.add_argument("--towers", nargs="+", required=True, help="as towers.query in clh.toml")
     arguments = recipes.parse_arguments(parser)
 
-    from functools import partial
-
-    from tqdm import tqdm
-
-    from clh import corpora
     from clh.config import Settings
-    from clh.document.reader import Reader
-    from clh.evaluation import metrics, stages
-    from clh.evaluation.metrics import Scored
     from clh.icd.tabular import load_tabular
-    from clh.models.embedder import load_embedder
     from clh.retrieval.index import open_index
-    from clh.training.pairs import sentence_pairs
 
     recipe = recipes.read_recipe(arguments.recipe, RetrieverEvaluationRecipe, arguments.set)
     system = load_tabular()
-    given = arguments.data_dir, arguments.split, arguments.unit, arguments.limit, arguments.seed
-    examples = corpora.sample(arguments.dataset, *given)
-    train = list(corpora.read(arguments.dataset, arguments.data_dir, "train"))
-    seen = {system.stem_or_self(code) for example in train for code in example.codes}
-    documents = sentence_pairs(examples, system, Reader())
-    queries = [pair.texts[0] for document in documents for pair in document]
-    names = [f"recall@{k}" for k in stages.CUTOFFS]
+    notes = Notes.read(arguments, system)
     rows: list[dict[str, Any]] = []
     for name in arguments.towers:
         settings = Settings.load(arguments.profile or "cpu", towers={"query": name, "code": name})
         index = open_index(settings, system)
-        tower = load_embedder(name, settings)
-        asked, stored = tower.encode(queries), index.vectors()
-        codes = [code for code, _ in index.pairs]
-        whole = stored.shape[1]
-        runs_of = [(one, 0.0) for one in recipe.prefixes if one < whole]
-        runs_of += [(whole, words) for words in recipe.words]
-        for dimensions, words in tqdm(runs_of, unit="search", desc=tower.id):
-            cut = normalised(asked, dimensions), normalised(stored, dimensions)
-            said = partial(gains, lexicon=index.lexicon, weight=words)
-            views = ranked(examples, documents, *cut, said, codes, system, recipe.kept)
-            unseen = [Scored(one.id, one.gold - seen, one.predicted) for one in views["notes"]]
-            for view, notes in {**views, "unseen": unseen}.items():
-                scores = metrics.rank_scores(notes, stages.CUTOFFS)
-                interval = metrics.bootstrap(notes, names, recipe.bootstrap, arguments.seed)
-                row = {"tower": tower.id, "dimensions": dimensions, "words": words, "view": view}
-                rows.append(row | {one: [scores[one], *interval[one]] for one in names})
+        texts = TextVectors([code for code, _ in index.pairs], index.vectors(), index.lexicon)
+        rows += score_tower(name, settings, texts, notes, system, recipe, arguments.seed)
     report = {
         "dataset": arguments.dataset,
         "split": arguments.split,
-        "n_notes": len(examples),
+        "n_notes": len(notes.examples),
         "code_space": len(system),
-        "texts": len(codes),
+        "texts": len(texts.codes),
         "git": git_commit(),
         "scores": rows,
     }
+    table = format_table(rows)
     arguments.output.mkdir(parents=True, exist_ok=True)
     atomic_write(arguments.output / "metrics.json", json.dumps(report, indent=1) + "\n")
-    atomic_write(arguments.output / "table.md", table(rows, names))
-    print(table(rows, names), end="")
+    atomic_write(arguments.output / "table.md", table)
+    print(table, end="")
     return 0
 
 
-def normalised(vectors: "Vectors", dimensions: int) -> "Vectors":
+@dataclass(frozen=True)
+class TextVectors:
+    """The texts of the code system under a tower: a row for each text, and its code."""
+
+    codes: Sequence[str]
+    vectors: "Vectors"
+    lexicon: "Lexicon"
+
+    def similarity(
+        self, sentences: Sequence[str], queries: "Vectors", words: float
+    ) -> "np.ndarray":
+        """Of each text to each sentence, with what shared words add: (texts, sentences)."""
+        import numpy as np
+
+        coverage = np.stack([self.lexicon.coverages(text) for text in sentences], axis=1)
+        similarity: np.ndarray = self.vectors @ queries.T + words * coverage**2
+        return similarity
+
+
+def score_tower(
+    name: str,
+    settings: "Settings",
+    texts: TextVectors,
+    notes: Notes,
+    system: "CodeSystem",
+    recipe: RetrieverEvaluationRecipe,
+    seed: int,
+) -> Iterator[dict[str, Any]]:
+    """A row for each view at each prefix, and at all dimensions with each weight of words."""
+    from tqdm import tqdm
+
+    from clh.evaluation import metrics, stages
+    from clh.models.embedder import load_embedder
+
+    tower = load_embedder(name, settings)
+    sentences = [pair.texts[0] for document in notes.documents for pair in document]
+    queries, whole = tower.encode(sentences), texts.vectors.shape[1]
+    searches = [(prefix, 0.0) for prefix in recipe.prefixes if prefix < whole]
+    searches += [(whole, words) for words in recipe.words]
+    names = [f"recall@{k}" for k in stages.CUTOFFS]
+    for dimensions, words in tqdm(searches, unit="search", desc=tower.id):
+        cut = replace(texts, vectors=cut_vectors(texts.vectors, dimensions))
+        views = rank_codes(notes, cut_vectors(queries, dimensions), cut, words, system, recipe.kept)
+        unseen = [replace(note, gold=note.gold - notes.seen) for note in views["notes"]]
+        for view, ranked in {**views, "unseen": unseen}.items():
+            scores = metrics.rank_scores(ranked, stages.CUTOFFS)
+            interval = metrics.bootstrap(ranked, names, recipe.bootstrap, seed)
+            yield {
+                "tower": tower.id,
+                "dimensions": dimensions,
+                "words": words,
+                "view": view,
+                **{name: [scores[name], *interval[name]] for name in names},
+            }
+
+
+def cut_vectors(vectors: "Vectors", dimensions: int) -> "Vectors":
     """The leading dimensions of each row, at length 1."""
     import numpy as np
 
@@ -117,59 +169,49 @@ def normalised(vectors: "Vectors", dimensions: int) -> "Vectors":
     return np.asarray(cut / lengths, dtype=np.float32)
 
 
-def gains(sentences: Sequence[str], lexicon: "Lexicon", weight: float) -> "np.ndarray":
-    """What each text gains by the words of each sentence, as in `clh.retrieval.hybrid`."""
-    import numpy as np
-
-    return weight * np.stack([lexicon.coverages(one) for one in sentences], axis=1) ** 2
-
-
-def ranked(
-    examples: "Sequence[Example]",
-    documents: "Sequence[Sequence[Pair]]",
+def rank_codes(
+    notes: Notes,
     queries: "Vectors",
-    texts: "Vectors",
-    said: "Callable[[Sequence[str]], np.ndarray]",
-    codes: Sequence[str],
+    texts: TextVectors,
+    words: float,
     system: "CodeSystem",
-    kept: int,
-) -> "dict[str, list[Scored]]":
-    """The best codes of every marked sentence and of every note, with their ranks.
+    most: int,
+) -> dict[str, list["Scored"]]:
+    """The best codes of every marked sentence and of every note, by their best texts.
 
-    `queries` are the sentences of all documents in a row, `codes` those of the rows of `texts`;
-    `said` is what texts gain by the words of sentences, of shape (texts, sentences).
+    `queries` are the sentences of all documents in a row.
     """
     import numpy as np
 
     from clh.evaluation.metrics import Scored
 
-    order = np.argsort(codes, kind="stable")
-    names, starts = np.unique(np.asarray(codes)[order], return_index=True)
-    texts = texts[order]
+    order = np.argsort(texts.codes, kind="stable")
+    codes, starts = np.unique(np.asarray(texts.codes)[order], return_index=True)
 
     def best(similarity: "np.ndarray") -> dict[str, float]:
-        top = np.argpartition(-similarity, min(kept, len(names) - 1))[:kept]
-        return {str(names[row]): float(similarity[row]) for row in top}
+        top = np.argpartition(-similarity, min(most, len(codes) - 1))[:most]
+        return {str(codes[row]): float(similarity[row]) for row in top}
 
     views: dict[str, list[Scored]] = {"sentences": [], "notes": []}
     start = 0
-    for example, document in zip(examples, documents, strict=True):
-        asked = queries[start : start + len(document)]
+    for example, document in zip(notes.examples, notes.documents, strict=True):
+        own = queries[start : start + len(document)]
         start += len(document)
-        gained = said([pair.texts[0] for pair in document])[order]
-        similarity = np.maximum.reduceat(texts @ asked.T + gained, starts)
+        by_text = texts.similarity([pair.texts[0] for pair in document], own, words)
+        similarity = np.maximum.reduceat(by_text[order], starts)
         views["sentences"] += [
             Scored(f"{example.id} {place}", pair.codes, best(similarity[:, place]))
             for place, pair in enumerate(document)
             if pair.codes
         ]
-        gold = frozenset(system.stem_or_self(code) for code in example.codes)
+        gold = frozenset(map(system.stem_or_self, example.codes))
         views["notes"].append(Scored(example.id, gold, best(similarity.max(axis=1))))
     return views
 
 
-def table(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:
+def format_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """The scores as Markdown."""
+    names = [name for name in rows[0] if name.startswith("recall@")]
     lines = [
         "| tower | dimensions | words | view | " + " | ".join(names) + " |",
         "|---" * (4 + len(names)) + "|",

@@ -58,16 +58,12 @@ def main() -> int:
     train, held_out = corpora.hold_out(examples[: arguments.limit], recipe.held_out, recipe.seed)
     data = read_data(train, system, arguments, recipe)
     config = {
-        "recipe": recipe.model_dump(mode="json"),
+        **run_config(data, recipe, system),
         "dataset": arguments.dataset,
         "documents": len(train),
         "held_out": len(held_out),
-        **{name: len(pool) for name, (pool, _) in data.pools.items()},
-        "codes": len(data.titles),
         "base": weights.model_id(recipe.base, base),
         "processes": processes.num_processes,
-        "icd_release": system.release,
-        "git": git_commit(),
     }
     with processes.main_process_first():
         folder = RunFolder(arguments.output, config, ()).path
@@ -87,6 +83,17 @@ def main() -> int:
         export_onnx(folder / "best")
         plot(trainer.read_log(folder), folder / "plot.svg")
     return 0
+
+
+def run_config(data: "TowerData", recipe: "TowerRecipe", system: "CodeSystem") -> dict[str, Any]:
+    """What makes a run another run, beside the documents and the base."""
+    return {
+        "recipe": recipe.model_dump(mode="json"),
+        **{name: len(pool) for name, (pool, _) in data.pools.items()},
+        "codes": len(data.titles),
+        "icd_release": system.release,
+        "git": git_commit(),
+    }
 
 
 def read_data(
