@@ -141,10 +141,10 @@ def score_models(
 ) -> list[dict[str, Any]]:
     """A row for each model: its scores and, but for the first, the differences to the first."""
     rows: list[dict[str, Any]] = []
-    for one in evaluated:
-        rows.append({"model": one.model, **one.seconds, **intervals(one, None, recipe)})
-        if one is not evaluated[0]:
-            rows[-1]["over_first"] = intervals(one, evaluated[0], recipe)
+    for model in evaluated:
+        rows.append({"model": model.model, **model.seconds, **intervals(model, None, recipe)})
+        if model is not evaluated[0]:
+            rows[-1]["over_first"] = intervals(model, evaluated[0], recipe)
     return rows
 
 

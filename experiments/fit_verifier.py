@@ -149,7 +149,7 @@ def best_of_each_term(
     predicted: list[dict[str, float]] = [{} for _ in gold]
     for (note, _), (probability, code) in best.items():
         predicted[note][code] = max(probability, predicted[note].get(code, probability))
-    return [replace(one, predicted=codes) for one, codes in zip(gold, predicted, strict=True)]
+    return [replace(note, predicted=codes) for note, codes in zip(gold, predicted, strict=True)]
 
 
 if __name__ == "__main__":

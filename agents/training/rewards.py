@@ -32,7 +32,7 @@ class ParsedCompletion(NamedTuple):
 
 
 def parse_completion(task: Task, passage: str, raw: str) -> ParsedCompletion:
-    """What inference reads in a completion; of one that it cannot use, that it is so."""
+    """What inference reads in a completion; `usable` is False if it cannot use it."""
     if task == "verify":
         return ParsedCompletion(language.strip_thinking(raw) in ANSWERS)
     try:
@@ -131,16 +131,16 @@ def code_f1_reward(
 
     """
     parsed = _parse(completions, task, passage)
-    lead_terms = sorted({term for one in parsed for term in one.lead_terms.values()})
+    lead_terms = sorted({term for reply in parsed for term in reply.lead_terms.values()})
     codes = dict(zip(lead_terms, find_codes(lead_terms), strict=True))
     rewards = []
-    for row, one in enumerate(parsed):
+    for row, reply in enumerate(parsed):
         if task[row] == "verify":
             answer = language.strip_thinking(_text(completions[row]))
             rewards.append(float(answer == language.strip_thinking(reference[row])))
         else:
-            found = [codes[term] for term in one.lead_terms.values()]
-            rewards.append(one.usable * code_f1(found, gold_codes[row]))
+            found = [codes[term] for term in reply.lead_terms.values()]
+            rewards.append(reply.usable * code_f1(found, gold_codes[row]))
     return rewards
 
 

@@ -142,7 +142,7 @@ def run_script(main: Callable[[], int | None]) -> None:
         code = main()
     except ModuleNotFoundError as error:
         print(
-            f"{error.name} is not installed: `pip install 'clh[experiments]'`",
+            f"{error.name} is not installed: `pip install 'clh[experiments,train]'`",
             file=sys.stderr,
         )
         code = _BAD_INPUT

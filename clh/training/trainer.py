@@ -47,7 +47,7 @@ class TrainerRecipe(recipes.Recipe):
 
 
 def training_parser(doc: str | None, recipe: str) -> argparse.ArgumentParser:
-    """The flags of `recipes.training_parser`, and the splits that nothing may be learned from."""
+    """The flags of `recipes.training_parser`, and the splits of which nothing may be trained on."""
     parser = recipes.training_parser(doc, recipe)
     parser.add_argument(
         "--unseen",

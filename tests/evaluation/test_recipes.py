@@ -62,7 +62,7 @@ def fail(error: Exception) -> Callable[[], int]:
         (
             fail(ModuleNotFoundError(name="sklearn")),
             2,
-            "sklearn is not installed: `pip install 'clh[experiments]'`\n",
+            "sklearn is not installed: `pip install 'clh[experiments,train]'`\n",
         ),
     ],
 )
