@@ -1,29 +1,37 @@
 """The graph: nodes and edges, nothing else."""
 
+from collections.abc import Callable, Mapping
+from itertools import pairwise
+
 from langgraph.graph import END, START, StateGraph
+from langgraph.graph.state import CompiledStateGraph
 
-from agents.analyze import analyze
-from agents.assign import assign
-from agents.context import Context
-from agents.locate import locate
-from agents.state import Input, Output, State, begin, finish, unless_failed
-from agents.verify import verify
+from agents.node import Node, failed
+from agents.state import Input, State
+from clh.schema import Agent
 
-builder = StateGraph(State, context_schema=Context, input_schema=Input, output_schema=Output)
+Graph = CompiledStateGraph[State, None, Input, State]
 
-builder.add_node("begin", begin)
-builder.add_node("analyze", analyze)
-builder.add_node("locate", locate)
-builder.add_node("verify", verify)
-builder.add_node("assign", assign)
-builder.add_node("finish", finish)
 
-builder.add_edge(START, "begin")
-builder.add_edge("begin", "analyze")
-builder.add_conditional_edges("analyze", unless_failed("locate"), ["locate", "finish"])
-builder.add_conditional_edges("locate", unless_failed("verify"), ["verify", "finish"])
-builder.add_conditional_edges("verify", unless_failed("assign"), ["assign", "finish"])
-builder.add_edge("assign", "finish")
-builder.add_edge("finish", END)
+def build_graph(agents: Mapping[Agent, Node], begin: Node, finish: Node) -> Graph:
+    """The agents in order, between `begin` and `finish`; a failure leads straight to `finish`.
 
-graph = builder.compile(name="clh")
+    For the whole pipeline `agents` has all four; an agent alone, on gold input, is a graph of one.
+    """
+    builder: StateGraph[State, None, Input, State] = StateGraph(State, input_schema=Input)
+    order = ["begin", *agents, "finish"]
+    for name, node in zip(order, [begin, *agents.values(), finish], strict=True):
+        builder.add_node(name, node)
+    builder.add_edge(START, "begin")
+    builder.add_edge("begin", order[1])
+    for name, following in pairwise(order[1:]):
+        builder.add_conditional_edges(name, _unless_failed(following), [following, "finish"])
+    builder.add_edge("finish", END)
+    return builder.compile(name="clh")
+
+
+def _unless_failed(following: str) -> Callable[[State], str]:
+    def choose_edge(state: State) -> str:
+        return "finish" if failed(state) else following
+
+    return choose_edge

@@ -1,34 +1,32 @@
-"""The command line. Commands import what they need when they run, so that --help is instant."""
+"""The command line: commands only. What they need is imported when they run, as --help is not slow.
 
-import asyncio
-import io
-import logging
+Exit codes: 0 done, 1 an agent failed, 2 bad input, usage or surroundings, 130 interrupted, 141
+whatever read the output has closed it.
+"""
+
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from datetime import UTC, datetime
+from collections.abc import Sequence
+from datetime import UTC, date, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from clh import __version__
+from clh import __version__, console
 from clh.errors import ClhError, InputError
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
-    from agents.context import Context
+    from agents.pipeline import Pipeline
+    from clh.audit import Audit
     from clh.config import Settings
-    from clh.icd.rules.checks import Claim
-    from clh.icd.rules.resolve import Proposal
-    from clh.schema import CodedNote, Finding, Note
+    from clh.icd.tabular import CodeSystem
+    from clh.schema import Candidate, CodedNote, Note
 
 app = typer.Typer(
     help="Code Like Humans: ICD-10-CM codes with verbatim evidence, on your own machine.",
     epilog="Research software: a certified coder must check every code before it is used.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
@@ -37,12 +35,37 @@ audit_app = typer.Typer(help="What was coded, when, by which models.", no_args_i
 app.add_typer(index_app, name="index")
 app.add_typer(audit_app, name="audit")
 
+_DONE, _AGENT_FAILED, _BAD_INPUT, _OUTPUT_CLOSED = 0, 1, 2, 141
+_MOST_CODES, _MOST_RUNS, _MOST_DAYS, _MOST_YEARS = 1_000, 10_000, 36_500, 150
+_LONGEST = 40  # characters of what may have been meant for a code
+_LISTS = (".txt", ".csv")  # files that `check` knows by their names
+
+
+def _require_text(argument: Any) -> Any:
+    """The argument, or each of several, which a shell lets hold bytes that are not text."""
+    for text in [argument] if isinstance(argument, str) else argument or ():
+        if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
+            raise InputError(f"{text!r} is not UTF-8 text: check the encoding of your terminal")
+    return argument
+
+
+def _complete_profile(beginning: str) -> list[str]:
+    profiles = Path(__file__).with_name("profiles").glob("*.toml")
+    return sorted(file.stem for file in profiles if file.stem.startswith(beginning))
+
+
 Profile = Annotated[
     str | None,
-    typer.Option(envvar="CLH_PROFILE", help="Settings to start from: cpu, codiesp or vllm."),
+    typer.Option(
+        envvar="CLH_PROFILE",
+        autocompletion=_complete_profile,
+        help="Settings to start from: cpu (any laptop, offline), codiesp (experiments on CodiEsp) "
+        "or vllm (language models behind a server).",
+    ),
 ]
-_DONE, _AGENT_FAILED, _BAD_INPUT = 0, 1, 2
-_LONGEST_CODE = len("S52.501A")
+Setting = Annotated[
+    Literal["inpatient", "outpatient"] | None, typer.Option(help="Where the patient was seen.")
+]
 
 
 @app.command(epilog="Example: [bold]clh code note.txt --format json[/bold]")
@@ -51,74 +74,89 @@ def code(
         str | None, typer.Argument(help="A text file, or - for standard input; none: type it in.")
     ] = None,
     format: Annotated[
-        Literal["table", "json", "fhir"],
-        typer.Option(help="A table to read, JSON (see clh schema), or a FHIR R4 bundle."),
+        Literal["table", "json", "csv", "fhir"],
+        typer.Option(
+            help="A table to read, JSON (see clh schema), CSV with a row for each code, or a FHIR "
+            "R4 bundle."
+        ),
     ] = "table",
     policy: Annotated[
         Literal["encounter", "mention"] | None,
         typer.Option(help="What counts: what the encounter reports, or all that is named."),
     ] = None,
+    setting: Setting = None,
+    date: Annotated[
+        datetime | None,
+        typer.Option(formats=["%Y-%m-%d"], help="Date of service: the codes in force on it."),
+    ] = None,
     profile: Profile = None,
 ) -> None:
     """Code one note: ICD-10-CM codes, each with the words of the note that support it."""
-    settings = _settings(profile, policy=policy)
-    given = _given(note, settings)
-    context = _load(settings)
-    from agents.code import code as run
-
-    with _status("coding") as show:
-        coded = asyncio.run(run(given, context, lambda step: show(f"{step} done")))
+    settings = _settings(profile, policy=policy, rules={"setting": setting} if setting else None)
+    if date is not None:
+        _require_in_force(date.date())
+    to_code = _read_note(note, settings)
+    _announce_host(settings)
+    coded = _code(to_code, settings)
     if format == "json":
         print(coded.model_dump_json())
+    elif format == "csv":
+        console.show_csv(coded)
     elif format == "fhir":
         from clh.fhir import bundle
 
-        print(_dump(bundle(coded, datetime.now(UTC))))
+        console.show_json(bundle(coded, datetime.now(UTC)))
     else:
-        _print_coded(given, coded)
+        console.show_coded(to_code, coded)
     for error in coded.errors:
-        _say(f"{error.agent} failed: {error.message}")
+        console.say(f"{error.agent} failed: {error.message}")
     raise typer.Exit(_AGENT_FAILED if coded.errors else _DONE)
 
 
 @app.command(epilog='Example: [bold]clh search "pain in the right knee"[/bold]')
 def search(
-    text: Annotated[str, typer.Argument(help="A diagnosis, symptom or finding, in any words.")],
-    count: Annotated[int, typer.Option("--count", "-n", min=1, help="Codes to show.")] = 10,
+    text: Annotated[
+        str,
+        typer.Argument(
+            help="A diagnosis, symptom or finding, in any words.", callback=_require_text
+        ),
+    ],
+    count: Annotated[
+        int, typer.Option("--count", "-n", min=1, max=_MOST_CODES, help="Codes to show.")
+    ] = 10,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     profile: Profile = None,
 ) -> None:
-    """Find codes by meaning: the locate agent alone."""
-    settings = _settings(profile)
-    # Several texts lead to one code: asked for more, the search has enough to show.
-    settings = _settings(profile, locate={"candidates": max(2 * count, settings.locate.candidates)})
+    """Find codes by meaning and by words."""
     if not text.strip():
         raise InputError("the text to search for is blank")
-    context = _load(settings)
-    from agents.locate import search as find
-    from clh.retrieval.lexical import expand
-
-    [candidates] = find([expand(text)], context)
-    shown = candidates[:count]
+    settings = _settings(profile)
+    # Several texts lead to one code: asked for more, the search has enough to show.
+    wanted = max(2 * count, settings.locate.candidates)
+    candidates = _search(text, count, _settings(profile, locate={"candidates": wanted}))
     if json:
-        print(_dump(shown))
-        return
-    table = _table("Code", "Score", "Title", "Closest text")
-    for found in shown:
-        table.add_row(found.code, f"{found.similarity:.2f}", found.title, found.matched)
-    _console().print(table)
+        console.show_json(candidates)
+    else:
+        console.show_candidates(candidates)
 
 
 @app.command(epilog="Example: [bold]clh check I10 N18.6 --setting inpatient --fix[/bold]")
 def check(
     codes: Annotated[
-        list[str],
-        typer.Argument(help="Codes in order of reporting, or a file of them, or - for input."),
-    ],
-    setting: Annotated[
-        Literal["inpatient", "outpatient"] | None, typer.Option(help="Where the patient was seen.")
+        list[str] | None,
+        typer.Argument(
+            help="Codes in order of reporting. An argument is read as a file of codes if it has a "
+            "folder in it or ends in .txt or .csv (./list, list.txt), - is standard input.",
+            callback=_require_text,
+        ),
     ] = None,
-    age: Annotated[int | None, typer.Option(min=0, help="The patient's age in years.")] = None,
+    file: Annotated[
+        str | None, typer.Option("--file", help="A file of codes, whatever its name.")
+    ] = None,
+    setting: Setting = None,
+    age: Annotated[
+        int | None, typer.Option(min=0, max=_MOST_YEARS, help="The patient's age in years.")
+    ] = None,
     sex: Annotated[
         Literal["female", "male"] | None, typer.Option(help="The patient's sex.")
     ] = None,
@@ -128,64 +166,52 @@ def check(
     ] = "table",
     profile: Profile = None,
 ) -> None:
-    """Check any codes against the code book's rules; no note and no model is needed."""
+    """Check any codes against the code book's rules; no note and no model is needed.
+
+    The exit code is 0 whatever the rules find, and 2 if none of the codes exists.
+    """
     from clh.icd import groupers
-    from clh.icd.rules.checks import Claim, Encounter, load_rules
-    from clh.icd.rules.checks import check as findings_of
-    from clh.icd.rules.resolve import resolve
+    from clh.icd.rules import Claim, Encounter, load_code_book, resolve
+    from clh.icd.rules import check as findings_of
 
     settings = _settings(profile)
+    given = _read_codes(codes or [], file, settings)
     rules = settings.rules
     encounter = Encounter(setting=setting or rules.setting, age=age, sex=sex)
-    claim = Claim(_codes(codes, settings), load_rules(rules.edits), encounter)
+    claim = Claim(given, load_code_book(rules.edits), encounter)
     findings = findings_of(claim)
     groups = {name: group(claim.codes) for name, group in groupers.load(rules.groupers).items()}
     proposal = resolve(claim) if fix else None
+    spelled = zip(given, claim.codes, strict=True)
+    normalized = {text: code for text, code in spelled if text != code and code in claim.known}
     if format == "json":
-        shown = {"codes": claim.codes, "findings": findings, "groups": groups}
-        print(_dump({**shown, "proposal": proposal and proposal._asdict()}))
-        return
-    console = _console(markup=True)
-    for finding in findings:
-        _print_finding(finding, console)
-    if not findings:
-        console.print("No rule of the code book is broken.")
-    for name, grouped in groups.items():
-        for code, group in grouped.items():
-            console.print(f"{code}: {name}, {group}", markup=False)
-    if proposal is not None:
-        _print_proposal(claim, proposal, console)
+        console.show_json(
+            {
+                "codes": claim.codes,
+                "normalized": normalized,
+                "findings": findings,
+                "groups": groups,
+                "proposal": proposal and proposal._asdict(),
+            }
+        )
+    else:
+        console.show_findings(findings, groups, normalized)
+        if proposal is not None:
+            console.show_proposal(claim.codes, proposal)
+    if not claim.known:
+        release = claim.book.system.release
+        raise InputError(f"none of these is a code of ICD-10-CM {release}: see clh search")
 
 
 @app.command(epilog="Example: [bold]clh lookup e119[/bold]")
 def lookup(
-    code: Annotated[str, typer.Argument(help="A code or category, in any spelling.")],
+    code: Annotated[
+        str, typer.Argument(help="A code or category, in any spelling.", callback=_require_text)
+    ],
 ) -> None:
     """Show a code: title, place in the tree, notes that apply to it, codes below."""
-    from rich.markup import escape
-
-    from clh.icd.tabular import load_tabular
-
-    system = load_tabular()
-    name = system.normalize(code)
-    entry = system[name]
-    console = _console(markup=True)
-    state = "billable" if entry.billable else "not billable: a code below it is"
-    console.print(f"[bold cyan]{name}[/] [bold]{escape(entry.title)}[/] [dim]({state})[/]")
-    chapter, block = entry.chapter, entry.block
-    console.print(f"  Chapter {chapter.name}: {chapter.title}", style="dim", markup=False)
-    console.print(f"  {block.name}: {block.title}", style="dim", markup=False)
-    for ancestor in reversed(system.ancestors(name)):
-        console.print(f"  {ancestor} {system[ancestor].title}", style="dim", markup=False)
-    for term in entry.inclusion_terms:
-        console.print(f"  = {term}", markup=False)
-    for kind, label in _NOTES.items():
-        for note in system.inherited(name, kind):
-            console.print(f"  [yellow]{label}[/] {escape(note.text)} [dim](at {note.place})[/]")
-    for character, meaning in entry.seventh_characters.items():
-        console.print(f"  [yellow]7th character {character}[/] {escape(meaning)}")
-    for child in entry.children:
-        console.print(f"  [cyan]{child}[/] {escape(system[child].title)}")
+    system = _code_system()
+    console.show_entry(system, system.normalize(code))
 
 
 @app.command(epilog="Example: [bold]clh schema > coded-note.schema.json[/bold]")
@@ -193,7 +219,24 @@ def schema() -> None:
     """Print the JSON schema of a coded note."""
     from clh.schema import CodedNote
 
-    print(_dump(CodedNote.model_json_schema(mode="serialization")))
+    console.show_json(CodedNote.model_json_schema(mode="serialization"))
+
+
+@app.command(epilog="Example: [bold]clh doctor --profile vllm[/bold]")
+def doctor(profile: Profile = None) -> None:
+    """Examine what is installed, loaded and reachable.
+
+    The exit code is 1 if something that the profile needs is missing.
+    """
+    from clh.doctor import examine
+
+    parts = []
+    with console.progress("examining the packages") as show:
+        for part in examine(_settings(profile)):
+            parts.append(part)
+            show(f"{part.name}: {part.state}")
+    console.show_parts(parts)
+    raise typer.Exit(any(part.state == "no" for part in parts))
 
 
 @index_app.command("build", epilog="Example: [bold]clh index build[/bold]")
@@ -203,263 +246,231 @@ def index_build(
 ) -> None:
     """Build the vector index, unless the cache has it."""
     settings = _settings(profile)
-    index = _index(settings, rebuild=force)
-    _console().print(f"{len(index):,} texts are indexed in {settings.cache_dir}")
+    from clh.retrieval.index import open_index
 
-
-@app.command(epilog="Example: [bold]clh doctor[/bold]")
-def doctor(profile: Profile = None) -> None:
-    """Say what is installed, loaded and reachable; exit code 1 if anything is missing."""
-    from rich.text import Text
-
-    from clh.doctor import examine
-
-    settings = _settings(profile)
-    table = _table("", "What", "Finding")
-    healthy = True
-    for finding in examine(settings):
-        healthy &= finding.ok
-        mark = Text("ok", "green") if finding.ok else Text("no", "red")
-        table.add_row(mark, finding.what, finding.says)
-    _console().print(table)
-    raise typer.Exit(_DONE if healthy else _AGENT_FAILED)
-
-
-@audit_app.command("show", epilog="Example: [bold]clh audit show 3f2a[/bold]")
-def audit_show(
-    run: Annotated[str, typer.Argument(help="A run's id, or its beginning.")],
-    profile: Profile = None,
-) -> None:
-    """Show what each agent of a run saw and said."""
-    print(_dump(_audit(profile).show(run)))
+    with console.progress("opening the index") as show:
+        advance = partial(show, "building the index")
+        index = open_index(settings, _code_system(), advance, rebuild=force)
+    console.show_line(f"{len(index):,} texts are indexed in {settings.cache_dir}")
 
 
 @audit_app.command("list", epilog="Example: [bold]clh audit list -n 5[/bold]")
 def audit_list(
-    count: Annotated[int, typer.Option("--count", "-n", min=1, help="Runs to show.")] = 20,
+    count: Annotated[
+        int, typer.Option("--count", "-n", min=1, max=_MOST_RUNS, help="Runs to show.")
+    ] = 20,
     profile: Profile = None,
 ) -> None:
     """List the latest runs."""
-    table = _table("Run", "At", "Note (keyed)", "Codes")
-    for run in _audit(profile).latest(count):
-        coded = run["coded_note"]
-        if coded is None:
-            codes = "damaged" if run["damaged"] else "unfinished"
-        else:
-            codes = ", ".join(code["code"] for code in coded["codes"])
-        table.add_row(run["run_id"][:8], run["at"], (run["note_id_hmac"] or "")[:12], codes)
-    _console().print(table)
+    console.show_runs(_audit(profile).latest(count))
 
 
-@app.callback(invoke_without_command=True)
-def _version(
-    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+@audit_app.command("show", epilog="Example: [bold]clh audit show 3f2a[/bold]")
+def audit_show(
+    run: Annotated[
+        str, typer.Argument(help="A run's id, or its beginning.", callback=_require_text)
+    ],
+    profile: Profile = None,
 ) -> None:
-    if version:
+    """Show what each agent of a run was given and what it answered."""
+    console.show_json(_audit(profile).show(run))
+
+
+@audit_app.command("prune", epilog="Example: [bold]clh audit prune --older-than 90[/bold]")
+def audit_prune(
+    older_than: Annotated[
+        int | None,
+        typer.Option(min=0, max=_MOST_DAYS, metavar="DAYS", help="Delete runs older than this."),
+    ] = None,
+    keep: Annotated[
+        int | None, typer.Option(min=0, help="Delete all runs but the latest so many.")
+    ] = None,
+    profile: Profile = None,
+) -> None:
+    """Delete old runs for good."""
+    if older_than is None and keep is None:
+        raise InputError("say which runs to delete: --older-than DAYS, or --keep N")
+    before = None if older_than is None else datetime.now(UTC) - timedelta(days=older_than)
+    deleted = _audit(profile).prune(before=before, keep=keep)
+    console.show_line(f"{deleted:,} runs were deleted")
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
         print(f"clh {__version__}")
         raise typer.Exit
 
 
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_show_version, is_eager=True, help="Print the version and leave."
+        ),
+    ] = False,
+) -> None:
+    pass
+
+
 def main() -> None:
-    """Run the command line: whatever a user can mend is one line on stderr and exit code 2."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        # By default a pipe on Windows, or an old locale, cannot hold every character of a note.
-        sys.stdout.reconfigure(encoding="utf-8")
-    logging.basicConfig(level=logging.WARNING, format="clh: %(message)s", stream=sys.stderr)
+    """Run a command and end the process: whatever a user can mend is one line on stderr."""
     try:
-        sys.exit(app(standalone_mode=False))
+        exit_code = _run()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        exit_code = _OUTPUT_CLOSED
+        console.discard_output()
+    except OSError as error:
+        exit_code = _BAD_INPUT
+        console.say(f"{error.filename or 'standard output'}: {error.strerror or error}")
+        console.discard_output()
+    sys.exit(exit_code)
+
+
+def _run() -> int:
+    """Run a command; its exit code. Raises OSError if its output cannot be written."""
+    try:
+        console.prepare_streams()
+        return app(standalone_mode=False) or _DONE
+    except SystemExit as ended:
+        # typer and rich end so where a pipe is closed, with the exit code of a failed agent.
+        if isinstance(ended.__context__, BrokenPipeError):
+            raise ended.__context__ from None
+        return int(ended.code or _DONE)
     except ClhError as error:
-        _say(str(error))
+        console.say(str(error))
     except typer.TyperException as error:
         message = error.format_message()
         if not message:  # nothing was asked for, and the help has been shown
-            sys.exit(_DONE)
-        _say(f"{message} (clh --help shows what there is)")
+            return _DONE
+        console.say(f"{message} (clh --help shows what there is)")
     except typer.Abort:
-        _say("stopped")
-    sys.exit(_BAD_INPUT)
+        console.say("stopped")
+    return _BAD_INPUT
 
 
-_NOTES: dict[Any, str] = {
-    "includes": "Includes",
-    "excludes1": "Excludes1",
-    "excludes2": "Excludes2",
-    "code_first": "Code first",
-    "use_additional_code": "Use additional code",
-    "code_also": "Code also",
-    "notes": "Note",
-}
-
-
-def _codes(given: list[str], settings: "Settings") -> list[str]:
-    """The codes that the user names, or that a file or standard input lists."""
-    listed = len(given) == 1 and (given[0] == "-" or Path(given[0]).is_file())
-    text = _given(given[0], settings).text if listed else " ".join(given)
-    codes = text.replace(",", " ").replace(";", " ").split()
-    if not codes:
-        raise InputError("there is no code to check")
-    if len(codes) == 1 and len(codes[0]) > _LONGEST_CODE:
-        raise InputError(f"{codes[0]} is neither a file nor a code")
-    return codes
-
-
-def _given(note: str | None, settings: "Settings") -> "Note":
-    """The note that the user names, pipes in or types."""
-    from clh.notes import decode_note, read_bounded, read_note
-
-    if note is not None and note != "-":
-        given, encoding = read_note(Path(note), settings.note_bytes)
-    elif sys.stdin is None:
-        raise InputError("standard input is closed: name a file")
-    else:
-        if note is None and sys.stdin.isatty():
-            _say("type or paste a note, then press Ctrl-D on a line of its own")
-        data = read_bounded(sys.stdin.buffer, settings.note_bytes)
-        given, encoding = decode_note(data, "stdin", settings.note_bytes, "standard input")
-    if not encoding.startswith("utf-8"):
-        _say(f"the note is not UTF-8; it was read as {encoding}: check its accented letters")
-    return given
+# --- what commands work with ---------------------------------------------------------------------
 
 
 def _settings(profile: str | None, **flags: Any) -> "Settings":
+    import logging
+
     from clh.config import Settings
 
+    logging.basicConfig(level=logging.WARNING, format="clh: %(message)s", stream=sys.stderr)
     return Settings.load(profile, **flags)
 
 
-def _load(settings: "Settings") -> "Context":
-    with _status("loading"):
-        from agents.context import Context
-    index = _index(settings)
-    with _status("loading"):
-        return Context.load(settings, index)
-
-
-def _index(settings: "Settings", rebuild: bool = False) -> Any:
-    """The index; while it is built, a progress bar."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
-
+def _code_system() -> "CodeSystem":
     from clh.icd.tabular import load_tabular
-    from clh.retrieval.index import open_index
 
-    columns = ("building the index", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    console = _console(stderr=True)
-    # Disabled where nobody watches: there it would still print an empty line.
-    quiet = not console.is_terminal
-    with Progress(*columns, console=console, transient=True, disable=quiet) as bar:
-        task = bar.add_task("", total=None, visible=False)
-
-        def progress(done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total, visible=True)
-
-        return open_index(settings, load_tabular(), progress, rebuild)
+    return load_tabular()
 
 
-def _audit(profile: str | None) -> Any:
+def _require_in_force(day: date) -> None:
+    """InputError unless the codes of the release are those in force on the day.
+
+    Releases take effect on 1 April and on 1 October.
+    """
+    start = date.fromisoformat(_code_system().release)
+    april = start.month == 4  # noqa: PLR2004
+    after = date(start.year, 10, 1) if april else date(start.year + 1, 4, 1)
+    if not start <= day < after:
+        end = after - timedelta(days=1)
+        raise InputError(
+            f"no codes for {day}: ICD-10-CM {start} is in force until {end}; leave --date out to "
+            "use it all the same"
+        )
+
+
+def _announce_host(settings: "Settings") -> None:
+    """Say where the note goes if it leaves this machine."""
+    from urllib.parse import urlsplit
+
+    from clh.models.language.server import is_loopback
+
+    if settings.llm.backend == "server" and settings.uses_language_model:
+        host = urlsplit(str(settings.llm.base_url)).hostname or ""
+        if not is_loopback(host):
+            console.say(f"the note is sent to {host}")
+
+
+def _read_note(name: str | None, settings: "Settings") -> "Note":
+    """The note in a file, on standard input, or typed in."""
+    from clh.notes import decode_note, read_bounded, read_note
+
+    if name is not None and name != "-":
+        note, encoding = read_note(Path(name), settings.note_bytes)
+    elif sys.stdin is None:
+        raise InputError("standard input is closed: name a file")
+    else:
+        if name is None and sys.stdin.isatty():
+            console.say("type or paste a note, then press Ctrl-D on a line of its own")
+        data = read_bounded(sys.stdin.buffer, settings.note_bytes)
+        note, encoding = decode_note(data, "stdin", settings.note_bytes, "standard input")
+    if not encoding.startswith("utf-8"):
+        console.say(f"the note is not UTF-8; it was read as {encoding}: check its accented letters")
+    return note
+
+
+def _read_codes(arguments: Sequence[str], file: str | None, settings: "Settings") -> list[str]:
+    """The codes among the arguments and in the files that they name."""
+    texts = [
+        _read_note(argument, settings).text if _names_file(argument) else argument
+        for argument in arguments
+    ]
+    if file is not None:
+        texts.append(_read_note(file, settings).text)
+    codes = " ".join(texts).replace(",", " ").replace(";", " ").split()
+    if not codes:
+        raise InputError("there is no code to check")
+    if long := [code for code in codes if len(code) > _LONGEST]:
+        raise InputError(f"{long[0][:_LONGEST]}… is too long for a code")
+    return codes
+
+
+def _names_file(argument: str) -> bool:
+    """Whether an argument of `check` is a file: a code is never taken for one."""
+    return argument == "-" or Path(argument).name != argument or argument.lower().endswith(_LISTS)
+
+
+def _code(note: "Note", settings: "Settings") -> "CodedNote":
+    """The coded note; progress is shown meanwhile."""
+    import asyncio
+
+    with console.progress("loading") as show:
+        pipeline = _load(settings, show)
+        show("coding")
+        coded = asyncio.run(
+            pipeline.code(
+                note,
+                on_step=lambda step: show(f"coding: {step} done"),
+                on_progress=partial(show, "reading the note"),
+            )
+        )
+    return coded.note
+
+
+def _load(settings: "Settings", show: console.Show) -> "Pipeline":
+    from agents.pipeline import Pipeline
+
+    return Pipeline.load(settings, progress=partial(show, "building the index"))
+
+
+def _search(text: str, count: int, settings: "Settings") -> "list[Candidate]":
+    """The best codes for a text."""
+    from agents.locate import Retriever
+    from clh.retrieval.lexical import expand
+
+    with console.progress("loading") as show:
+        retriever = Retriever.load(settings, partial(show, "building the index"))
+        [candidates] = retriever.search([expand(text)])
+    return candidates[:count]
+
+
+def _audit(profile: str | None) -> "Audit":
     from clh.audit import Audit
 
     settings = _settings(profile)
     return Audit(settings.data_dir / "audit.sqlite", settings.audit.store_text)
-
-
-def _print_coded(note: "Note", coded: "CodedNote") -> None:
-    from rich.text import Text
-
-    console = _console()
-    text = Text(_harmless(note.text))
-    for assigned in coded.codes:
-        for span in assigned.evidence:
-            text.stylize("bold black on yellow", span.start, span.end)
-    lines = [line for line in text.split("\n") if any(span.style for span in line.spans)]
-    for line in lines:
-        console.print(line)
-    table = _table("#", "Code", "Description", "Confidence", "Evidence")
-    for assigned in coded.codes:
-        words = (_harmless(span.text).split() for span in assigned.evidence)
-        quotes = dict.fromkeys(" ".join(quote).lower() for quote in words)
-        table.add_row(
-            str(assigned.sequence),
-            assigned.code,
-            assigned.description,
-            f"{assigned.confidence:.2f}",
-            ", ".join(quotes),
-        )
-    console.print()
-    if coded.codes:
-        console.print(table)
-    else:
-        console.print("No code is supported by this note.")
-    for warning in coded.warnings:
-        done = warning.change or ", ".join(warning.codes)
-        console.print(f"{done}: {warning.message}", style="yellow")
-    seconds = sum(coded.timings.values())
-    console.print(
-        f"ICD-10-CM {coded.icd_release}, policy {coded.policy}, {seconds:.1f} s, "
-        f"run {coded.run_id[:8]} (clh audit show {coded.run_id[:8]})",
-        style="dim",
-    )
-
-
-def _print_finding(finding: "Finding", console: "Console") -> None:
-    from rich.markup import escape
-
-    color = {"error": "red", "warning": "yellow", "reminder": "dim"}[finding.severity]
-    cited = finding.citation
-    console.print(f"[{color}]{finding.severity}[/] {finding.rule}: {escape(finding.message)}")
-    console.print(f"  [dim]{escape(f'{cited.place}, {cited.kind}: {cited.text}')}[/]")
-    if finding.suggestions:
-        console.print(f"  [dim]instead:[/] {', '.join(finding.suggestions)}")
-
-
-def _print_proposal(claim: "Claim", proposal: "Proposal", console: "Console") -> None:
-    from difflib import ndiff
-
-    console.print()
-    if not proposal.changes:
-        console.print("Nothing can be mended without the note.")
-        return
-    colors = {"-": "red", "+": "green", " ": "default"}
-    for line in ndiff(claim.codes, proposal.codes):
-        if line[0] in colors:
-            console.print(line, style=colors[line[0]], markup=False)
-    for change in proposal.changes:
-        console.print(f"{change.change}: {change.message}", style="dim", markup=False)
-
-
-@contextmanager
-def _status(doing: str) -> Iterator[Callable[[str], None]]:
-    """A spinner on stderr, when that is a terminal, and a function that changes what it says."""
-    with _console(stderr=True).status(doing) as status:
-        yield status.update
-
-
-def _harmless(text: str) -> str:
-    """The text with a space for every character that a terminal obeys, or that rich would drop."""
-    return "".join(char if char.isprintable() or char in "\n\t" else " " for char in text)
-
-
-def _table(*columns: str) -> Any:
-    from rich import box
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD)
-    for column in columns:
-        table.add_column(column, no_wrap=column in ("Code", "Run"), overflow="fold")
-    return table
-
-
-def _console(stderr: bool = False, markup: bool = False) -> "Console":
-    """A console; square brackets in titles and notes are no markup unless asked for."""
-    from rich.console import Console
-
-    return Console(stderr=stderr, markup=markup, highlight=False, soft_wrap=False)
-
-
-def _dump(value: object) -> str:
-    from pydantic import TypeAdapter
-
-    return TypeAdapter(Any).dump_json(value, indent=2).decode()
-
-
-def _say(line: str) -> None:
-    print(f"clh: {' '.join(line.split())}", file=sys.stderr)

@@ -74,7 +74,7 @@ class Towers(Section):
     query: str
     code: str
     max_tokens: Positive
-    batch: Positive
+    batch_tokens: Positive
 
 
 class Llm(Section):
@@ -104,10 +104,9 @@ class Llm(Section):
         return value
 
 
-class Analyze(Section):
-    """How terms are found."""
+class RetrievalAnalysis(Section):
+    """Terms as spans that lie close to the code system."""
 
-    source: Literal["retrieval", "llm"]
     span_words: Positive
     neighbours: Positive
     shortlist: Positive
@@ -115,7 +114,20 @@ class Analyze(Section):
     min_precedent: Share
     length_weight: Annotated[float, Field(ge=0)]
     sentences: bool
+
+
+class LlmAnalysis(Section):
+    """Terms that a language model names."""
+
     window_words: Positive
+
+
+class Analyze(Section):
+    """How terms are found."""
+
+    source: Literal["retrieval", "llm"]
+    retrieval: RetrievalAnalysis
+    llm: LlmAnalysis
 
 
 class Locate(Section):
@@ -129,23 +141,42 @@ class Locate(Section):
     prior: OptionalName = None
 
 
+class RetrievalVerification(Section):
+    """Candidates judged by similarity and shared words."""
+
+    weights: str
+
+
+class Reranking(Section):
+    """The best candidates read by a reranker as well."""
+
+    model: str
+    top_k: Positive
+    max_tokens: Positive
+    batch_tokens: Positive
+
+
+class LlmVerification(Section):
+    """Candidates that a language model is asked about."""
+
+    candidates: Positive
+    threshold: Share
+
+
 class Verify(Section):
     """How candidates are judged."""
 
-    source: Literal["retrieval", "encoder", "llm"]
-    weights: str
-    encoder: str
-    codes: Positive
-    max_tokens: Positive
-    batch: Positive
-    llm_candidates: Positive
+    source: Literal["retrieval", "reranking", "llm"]
+    retrieval: RetrievalVerification
+    reranking: Reranking
+    llm: LlmVerification
 
 
 class Assign(Section):
     """How the final set is chosen."""
 
     source: Literal["rules", "llm"]
-    threshold: Share
+    threshold: Share | None = None
     weights: OptionalName = None
     evidence: Share
 
@@ -246,6 +277,11 @@ class Settings(BaseSettings):
         except (SettingsError, RecursionError) as error:  # not the list or section it should hold
             raise InputError(f"{error}: CLH_* variables hold lists and sections as JSON") from None
         return cls.model_construct(**dict(merged))
+
+    @property
+    def uses_language_model(self) -> bool:
+        """Whether any agent asks a language model."""
+        return "llm" in (self.analyze.source, self.verify.source, self.assign.source)
 
     @property
     def hash(self) -> str:

@@ -1,5 +1,8 @@
 """Problems a user can act on. Every message is one line that says what to do."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class ClhError(Exception):
     """Base of everything CLH raises on purpose; its text is shown to the user as it is."""
@@ -17,7 +20,7 @@ class ServerError(ClhError):
     """A model server cannot be reached, refused the request or timed out."""
 
 
-class AuditError(ClhError):
+class AuditError(InputError):
     """The audit database cannot be read or written; a note is coded all the same."""
 
 
@@ -27,3 +30,19 @@ class ReplyError(ClhError):
     def __init__(self, message: str, raw: str = "") -> None:
         super().__init__(message)
         self.raw = raw
+
+
+@contextmanager
+def requires_extra(extra: str) -> Iterator[None]:
+    """Around imports that only an extra of the package installs: name it if one is missing.
+
+    Raises:
+        ModelError: a module is not installed.
+
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise ModelError(
+            f"{error.name} is not installed: run `pip install 'clh[{extra}]'`"
+        ) from error

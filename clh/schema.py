@@ -98,7 +98,17 @@ class Verdict(Shape):
     term: int = Field(ge=0, description="position of the term among analyze's terms")
     code: str
     probability: float = Field(ge=0, le=1)
-    rationale: str
+    reranker_logit: float | None = Field(
+        default=None, description="log-odds by the reranker, if it read the code"
+    )
+
+
+class Alternative(Shape):
+    """Another code that the same words may mean."""
+
+    code: str
+    description: str
+    confidence: float = Field(ge=0, le=1)
 
 
 class AssignedCode(Shape):
@@ -111,6 +121,7 @@ class AssignedCode(Shape):
     evidence: tuple[Span, ...] = Field(min_length=1)
     rationale: str
     flags: tuple[str, ...] = ()
+    alternatives: tuple[Alternative, ...] = ()
 
 
 class Citation(Shape):
@@ -133,10 +144,21 @@ class Finding(Shape):
     change: str = Field(default="", description="what was done about it; empty: nothing was")
 
 
+class ConsideredCode(Shape):
+    """A code that the note supports and the answer leaves out, and why."""
+
+    code: str
+    description: str
+    reason: str = Field(description="assertion status, not_billable, or a rule of the code book")
+    message: str
+    citation: Citation | None = None
+    evidence: tuple[Span, ...] = ()
+
+
 class AgentError(Shape):
     """An agent that failed, and why; the run keeps what the agents before it produced."""
 
-    agent: Agent
+    agent: Agent | Literal["audit"]
     message: str
 
 
@@ -148,6 +170,7 @@ class CodedNote(Shape):
     icd_release: str
     policy: Policy
     codes: tuple[AssignedCode, ...] = ()
+    considered: tuple[ConsideredCode, ...] = ()
     warnings: tuple[Finding, ...] = ()
     errors: tuple[AgentError, ...] = ()
     models: dict[Agent, str]

@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clh.errors import InputError
-from clh.evaluation import runs
+from clh.evaluation import recipes
+from clh.files import atomic_write
 
 if TYPE_CHECKING:
     from clh.icd.tabular import CodeSystem
@@ -107,7 +108,7 @@ def main() -> int:
     for name, rows in files.items():
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerows(rows)
-        runs.write(arguments.to / f"{name}.csv", text.getvalue())
+        atomic_write(arguments.to / f"{name}.csv", text.getvalue())
     counts = Counter(split_of[patient] for patient, _ in stays.values())
     print(f"{len(patients)} patients, {len(found)} codes; admissions: {dict(counts)}")
     return 0
@@ -122,4 +123,4 @@ def title(code: str, system: "CodeSystem") -> str:
 
 
 if __name__ == "__main__":
-    runs.command(main)
+    recipes.run_script(main)

@@ -8,19 +8,19 @@ where its codes are, whatever they are codes of. Files as benchmark.py's; run ag
 
 from functools import partial
 
-from clh.evaluation import runs
+from clh.evaluation import recipes
 
 
 def main() -> int:
     """Run, score, report."""
-    parser = runs.parser(__doc__, "experiments/recipes/1_analyse_agent.yaml")
-    arguments = parser.parse_args()
+    parser = recipes.evaluation_parser(__doc__, "experiments/recipes/1_analyse_agent.yaml")
+    arguments = recipes.parse_arguments(parser)
 
     from agents.evaluation import experiment, oracle
 
-    alone = partial(oracle.alone, "analyze", "predicted")
+    alone = partial(oracle.run_agent, "analyze", "predicted")
     return experiment.run(arguments, ("analyze",), alone)
 
 
 if __name__ == "__main__":
-    runs.command(main)
+    recipes.run_script(main)

@@ -10,26 +10,26 @@ again, it goes on.
 
 from functools import partial
 
-from clh.evaluation import runs
+from clh.evaluation import recipes
 
 
 def main() -> int:
     """Run, score, report."""
-    parser = runs.parser(__doc__, "experiments/recipes/2_locate_agent.yaml")
+    parser = recipes.evaluation_parser(__doc__, "experiments/recipes/2_locate_agent.yaml")
     parser.add_argument(
         "--queries",
         choices=("sentences", "gold", "predicted"),
         default="predicted",
         help="what is searched for; default: predicted",
     )
-    arguments = parser.parse_args()
+    arguments = recipes.parse_arguments(parser)
 
     from agents.evaluation import experiment, oracle
 
-    alone = partial(oracle.alone, "locate", arguments.queries)
+    alone = partial(oracle.run_agent, "locate", arguments.queries)
     reported = ("analyze", "locate") if arguments.queries == "predicted" else ("locate",)
     return experiment.run(arguments, reported, alone, queries=arguments.queries)
 
 
 if __name__ == "__main__":
-    runs.command(main)
+    recipes.run_script(main)

@@ -9,26 +9,26 @@ all notes, and the ranking they make. Files as benchmark.py's; run again, it goe
 
 from functools import partial
 
-from clh.evaluation import runs
+from clh.evaluation import recipes
 
 
 def main() -> int:
     """Run, score, report."""
-    parser = runs.parser(__doc__, "experiments/recipes/3_verify_agent.yaml")
+    parser = recipes.evaluation_parser(__doc__, "experiments/recipes/3_verify_agent.yaml")
     parser.add_argument(
         "--input",
         choices=("gold", "predicted"),
         default="predicted",
         help="of the agents before; default: predicted",
     )
-    arguments = parser.parse_args()
+    arguments = recipes.parse_arguments(parser)
 
     from agents.evaluation import experiment, oracle
 
-    alone = partial(oracle.alone, "verify", arguments.input)
+    alone = partial(oracle.run_agent, "verify", arguments.input)
     before = ("analyze", "locate") if arguments.input == "predicted" else ()
     return experiment.run(arguments, (*before, "verify"), alone, input=arguments.input)
 
 
 if __name__ == "__main__":
-    runs.command(main)
+    recipes.run_script(main)

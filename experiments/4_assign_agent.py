@@ -9,27 +9,27 @@ benchmark.py's; run again, it goes on.
 
 from functools import partial
 
-from clh.evaluation import runs
+from clh.evaluation import recipes
 
 
 def main() -> int:
     """Run, score, report."""
-    parser = runs.parser(__doc__, "experiments/recipes/4_assign_agent.yaml")
+    parser = recipes.evaluation_parser(__doc__, "experiments/recipes/4_assign_agent.yaml")
     parser.add_argument(
         "--input",
         choices=("gold", "predicted"),
         default="predicted",
         help="of the agents before; default: predicted",
     )
-    arguments = parser.parse_args()
+    arguments = recipes.parse_arguments(parser)
 
     from agents.evaluation import experiment, oracle
     from clh.schema import AGENTS
 
-    alone = partial(oracle.alone, "assign", arguments.input)
+    alone = partial(oracle.run_agent, "assign", arguments.input)
     reported = AGENTS if arguments.input == "predicted" else ("assign",)
     return experiment.run(arguments, reported, alone, input=arguments.input)
 
 
 if __name__ == "__main__":
-    runs.command(main)
+    recipes.run_script(main)

@@ -32,7 +32,6 @@ import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -40,7 +39,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from clh.errors import InputError
-from clh.evaluation import runs
+from clh.evaluation import recipes
+from clh.evaluation.run_folder import fingerprint, git_commit
+from clh.files import atomic_write
 
 if TYPE_CHECKING:
     import numpy as np
@@ -61,7 +62,7 @@ _LEARNED = ("frequent", "random", "svm")
 _COVERED = "ICD-10-CM"  # the codes that the book has texts of
 
 
-class Svm(runs.Recipe):
+class Svm(recipes.Recipe):
     """Settings of scikit-learn's TfidfVectorizer and LinearSVC."""
 
     ngram_range: tuple[PositiveInt, PositiveInt]
@@ -71,7 +72,7 @@ class Svm(runs.Recipe):
     class_weight: Literal["balanced"] | None
 
 
-class Bm25(runs.Recipe):
+class Bm25(recipes.Recipe):
     """Parameters of BM25, and how many texts are kept for a note."""
 
     k1: PositiveFloat
@@ -79,14 +80,15 @@ class Bm25(runs.Recipe):
     kept: PositiveInt
 
 
-class Minilm(runs.Recipe):
-    """The encoder, and how many texts are kept for a note."""
+class Minilm(recipes.Recipe):
+    """The encoder, the tokens it reads of a text, and how many texts are kept for a note."""
 
     model: str
+    max_tokens: PositiveInt
     kept: PositiveInt
 
 
-class Thresholds(runs.Recipe):
+class Thresholds(recipes.Recipe):
     """The scores from which on codes are in the final set, for data without a train split."""
 
     keyword: float
@@ -95,7 +97,7 @@ class Thresholds(runs.Recipe):
     minilm: float
 
 
-class Recipe(runs.Recipe):
+class BaselinesRecipe(recipes.Recipe):
     """What recipes/baselines.yaml says."""
 
     folds: int = Field(ge=2)
@@ -108,10 +110,10 @@ class Recipe(runs.Recipe):
 
 def main() -> int:
     """Run, score, report."""
-    parser = runs.parser(__doc__, "experiments/recipes/baselines.yaml")
+    parser = recipes.evaluation_parser(__doc__, "experiments/recipes/baselines.yaml")
     parser.add_argument("--index", type=Path, nargs="+", help="XML files of the Alphabetic Index")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="baselines to run; all if none")
-    arguments = parser.parse_args()
+    arguments = recipes.parse_arguments(parser)
     if arguments.track is not None:
         raise InputError("baselines are not tracked: leave --track out")
 
@@ -120,11 +122,12 @@ def main() -> int:
     from clh import corpora
     from clh.cache import sha256
     from clh.config import Settings
+    from clh.evaluation import thresholds
     from clh.icd.index import read_index
     from clh.icd.tabular import load_tabular
     from clh.retrieval.lexical import searchable
 
-    recipe = runs.read_recipe(arguments.recipe, Recipe)
+    recipe = recipes.read_recipe(arguments.recipe, BaselinesRecipe, arguments.set)
     corpus = corpora.find(arguments.dataset)
     policy = arguments.policy or corpus.policy
     settings = Settings.load(arguments.profile or "cpu", policy=policy, index_files=arguments.index)
@@ -139,7 +142,7 @@ def main() -> int:
         "keyword": lambda _, notes: keyword(notes, titles),
         "index": lambda _, notes: keyword(notes, entries),
         "bm25": lambda _, notes: bm25(notes, titles, recipe.bm25),
-        "minilm": lambda _, notes: minilm(notes, titles, system, recipe.minilm),
+        "minilm": lambda _, notes: minilm(notes, titles, recipe.minilm),
     }
     if unknown := set(arguments.only or ()) - baselines.keys():
         choices = ", ".join(baselines)
@@ -178,7 +181,7 @@ def main() -> int:
         "recipe": recipe.model_dump(),
         "icd_release": system.release,
     }
-    named = {"git": runs.git_commit(), "config_hash": runs.fingerprint(config)}
+    named = {"git": git_commit(), "config_hash": fingerprint(config)}
     try:
         arguments.output.mkdir(parents=True, exist_ok=True)
         _write(arguments.output / "config.json", {**config, **named})
@@ -196,8 +199,11 @@ def main() -> int:
             **measured(ranked, threshold, labels, system, recipe.bootstrap, arguments.seed),
             "seconds": seconds,
         }
-        lines = [json.dumps(prediction(one, system)) + "\n" for one in final(ranked, threshold)]
-        runs.write(arguments.output / f"predictions-{name}.jsonl", "".join(lines))
+        lines = [
+            json.dumps(prediction(one, system)) + "\n"
+            for one in thresholds.apply_threshold(ranked, threshold)
+        ]
+        atomic_write(arguments.output / f"predictions-{name}.jsonl", "".join(lines))
 
     of_run = {
         "dataset": arguments.dataset,
@@ -319,25 +325,20 @@ def bm25(notes: Sequence["Example"], texts: Texts, recipe: Bm25) -> list[Scores]
     return [ranked(note) for note in notes]
 
 
-def minilm(
-    notes: Sequence["Example"], texts: Texts, system: "CodeSystem", recipe: Minilm
-) -> list[Scores]:
-    """Cosine similarity to sentences; a code's best text in its best sentence counts.
+def minilm(notes: Sequence["Example"], texts: Texts, recipe: Minilm) -> list[Scores]:
+    """Cosine similarity to sentences; a code's best text in its best sentence counts."""
+    from sentence_transformers import SentenceTransformer
 
-    `texts` are those of the code index, in its order; the search is exact.
-    """
     from clh.config import Settings
-    from clh.models.embedder import load_tower
-    from clh.models.weights import silence_bars
-    from clh.retrieval.index import open_index
+    from clh.models import weights
 
-    silence_bars()
-    both = {"query": recipe.model, "code": recipe.model}
-    settings = Settings.load(towers=both, index_files=())
-    of_texts = open_index(settings, system).vectors()
+    weights.silence_bars()
+    model = SentenceTransformer(str(weights.resolve(recipe.model, Settings.load().cache_dir)))
+    model.max_seq_length = recipe.max_tokens
+    of_texts = model.encode([text for _, text in texts], normalize_embeddings=True)
     sentences = [_sentences(note) for note in notes]
-    of_sentences = load_tower(recipe.model, settings).encode(
-        [sentence for note in sentences for sentence in note]
+    of_sentences = model.encode(
+        [sentence for note in sentences for sentence in note], normalize_embeddings=True
     )
     scores: list[Scores] = []
     start = 0
@@ -394,14 +395,16 @@ def rankings(notes: Sequence["Example"], scores: Sequence[Scores]) -> list["Scor
 
 
 def chosen_threshold(
-    name: str, baseline: "Baseline", train: Sequence["Example"], recipe: Recipe, seed: int
+    name: str, baseline: "Baseline", train: Sequence["Example"], recipe: BaselinesRecipe, seed: int
 ) -> float:
     """The best threshold on train, where it was not learned from; the recipe's without train."""
+    from clh.evaluation import thresholds
+
     if not train:
         return float(getattr(recipe.thresholds, name))
     if name in _LEARNED:
-        return best_threshold(held_out(baseline, train, recipe.folds, seed))
-    return best_threshold(rankings(train, baseline([], train)))
+        return thresholds.best_threshold(held_out(baseline, train, recipe.folds, seed))
+    return thresholds.best_threshold(rankings(train, baseline([], train)))
 
 
 def held_out(
@@ -417,34 +420,6 @@ def held_out(
     return ranked
 
 
-def best_threshold(notes: Sequence["Scored"]) -> float:
-    """The score from which on codes make the sets with the highest micro-F1.
-
-    Of the scores that part the codes in the same way, it is the middle.
-    """
-    import numpy as np
-
-    scores = np.array([score for note in notes for score in note.predicted.values()])
-    if not len(scores):
-        return 0.0
-    right = np.array([code in note.gold for note in notes for code in note.predicted])
-    order = np.argsort(-scores)
-    scores, right = scores[order], right[order]
-    gold = sum(len(note.gold) for note in notes)
-    f1 = 2 * np.cumsum(right) / (np.arange(1, len(scores) + 1) + gold)
-    ends_tie = np.append(scores[1:] < scores[:-1], True)  # equal scores come in together
-    last = int(np.where(ends_tie, f1, -1).argmax())
-    return float(scores[last : last + 2].mean())
-
-
-def final(notes: Sequence["Scored"], threshold: float) -> list["Scored"]:
-    """The notes with the codes that reach the threshold."""
-    return [
-        replace(note, predicted={c: s for c, s in note.predicted.items() if s >= threshold})
-        for note in notes
-    ]
-
-
 def measured(
     notes: Sequence["Scored"],
     threshold: float,
@@ -454,13 +429,13 @@ def measured(
     seed: int,
 ) -> dict[str, Any]:
     """The scores of a baseline's rankings, and of its final sets at a threshold."""
-    from clh.evaluation import metrics
+    from clh.evaluation import metrics, thresholds
     from clh.evaluation.stages import CUTOFFS
 
-    sets = final(notes, threshold)
+    sets = thresholds.apply_threshold(notes, threshold)
     gold = frozenset(code for note in notes for code in note.gold)
     of_rankings = metrics.rank_scores(notes, CUTOFFS)
-    tuned = final(notes, best_threshold(notes))
+    tuned = thresholds.apply_threshold(notes, thresholds.best_threshold(notes))
     return {
         **metrics.summary(notes, labels),
         **metrics.set_scores(sets),
@@ -528,8 +503,7 @@ def _reader() -> "Reader":
 
 @cache
 def _split(text: str) -> tuple[str, ...]:
-    sentences = _reader().sentences(text)
-    return tuple(one.tokens.text for one in sentences if one.section != "skip")
+    return tuple(sentence.text for sentence in _reader().sentences(text))
 
 
 def _sentences(example: "Example") -> tuple[str, ...]:
@@ -554,7 +528,7 @@ def _top(scores: "NDArray[np.float32]", texts: Texts, kept: int) -> Scores:
 
 
 def _write(file: Path, values: object) -> None:
-    runs.write(file, json.dumps(values, indent=2) + "\n")
+    atomic_write(file, json.dumps(values, indent=2) + "\n")
 
 
 _COLUMNS = {
@@ -597,8 +571,8 @@ def _show(results: dict[str, dict[str, Any]], file: Path) -> None:
     aligned = ["---", *("---:" for _ in _COLUMNS)]
     lines = [header, aligned, *(row(name, " ") for name in results)]
     markdown = "".join(f"| {' | '.join(line)} |\n" for line in lines)
-    runs.write(file, f"{markdown}\n{_CAPTION}\n")
+    atomic_write(file, f"{markdown}\n{_CAPTION}\n")
 
 
 if __name__ == "__main__":
-    runs.command(main)
+    recipes.run_script(main)

@@ -1,91 +1,130 @@
-"""How long a note takes on this machine; bench_search.py times searches.
+"""How long commands and notes take on this machine; bench_search.py times searches.
 
-    python experiments/bench_latency.py [--note FILE] [--runs N]
+    python experiments/bench_latency.py [--note FILE] [--long FILE] [--runs N] [--build]
 
-Prints a table: commands as whole processes, and a warm note by agent.
+Prints a table: commands as whole processes, a warm note by agent; with --long a long note, once, and
+the memory that it takes; with --build the index built anew. Each is measured with all threads and with
+one, in the same run.
 """
 
 import argparse
-import asyncio
+import json
+import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+# Runs in a process of its own, because the number of threads is set when libraries are loaded.
+WORKER = """
+import asyncio, json, resource, sys, time
+from pathlib import Path
+from agents.pipeline import Pipeline
+from clh.config import Settings
+from clh.schema import Note
+
+note_file, data_dir, runs, long_file = sys.argv[1:]
+started = time.perf_counter()
+pipeline = Pipeline.load(Settings.load(data_dir=data_dir))
+loaded = time.perf_counter() - started
+
+def code(file):
+    text = Path(file).read_text("utf-8")
+    started = time.perf_counter()
+    timings = asyncio.run(pipeline.code(Note(id="n", text=text))).note.timings
+    return {"all": time.perf_counter() - started, **timings}
+
+warm = [code(note_file) for _ in range(int(runs) + 1)][1:]
+long = code(long_file)["all"] if long_file else None
+memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+print(json.dumps({"loaded": loaded, "warm": warm, "long": long, "memory": memory}))
+"""
 
 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--note", type=Path, default=Path("data/sample/visit.txt"))
+    parser.add_argument("--long", type=Path, help="a long note, of 20,000 words say")
     parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--build", action="store_true", help="also build the index anew")
     arguments = parser.parse_args()
 
-    import torch
     from rich.console import Console
     from rich.table import Table
 
-    from agents.code import code
-    from agents.context import Context
-    from clh.config import Settings
-    from clh.icd.tabular import load_tabular
-    from clh.notes import read_note
-    from clh.retrieval.index import open_index
-
-    table = Table(title=f"{torch.get_num_threads()} threads, {arguments.runs} runs")
-    table.add_column("what")
-    table.add_column("median", justify="right")
-    table.add_column("p95", justify="right")
-
-    def row(what: str, seconds: list[float]) -> None:
-        ordered = sorted(seconds)
-        p95 = ordered[min(len(ordered) - 1, int(0.95 * len(ordered)))]
-        table.add_row(what, _show(statistics.median(ordered)), _show(p95))
-
-    with tempfile.TemporaryDirectory() as data_dir:
-        settings = Settings.load(data_dir=data_dir)
-        system = load_tabular()
-        index = open_index(settings, system)  # the first time it is built, which is not measured
-        row("the index, opened", _times(arguments.runs, lambda: open_index(settings, system)))
-
-        clh = [sys.executable, "-c", "from clh.cli import main; main()"]
-        note = str(arguments.note)
-        row("clh --help", _times(arguments.runs, lambda: _run([*clh, "--help"])))
-        row("clh code, cold", _times(arguments.runs, lambda: _run([*clh, "code", note])))
-
-        context = Context.load(settings, index)
-        given, _ = read_note(arguments.note, settings.note_bytes)
-        timings = [asyncio.run(code(given, context)).timings for _ in range(arguments.runs + 1)]
-        words = len(given.text.split())
-        warm = timings[1:]
-        row(f"a note of {words} words, warm", [sum(one.values()) for one in warm])
-        for agent in warm[0]:
-            row(f"  {agent}", [one[agent] for one in warm])
-
+    table = Table("what", title=f"{os.cpu_count()} cores, {arguments.runs} runs")
+    for threads in ("all threads", "one thread"):
+        table.add_column(f"{threads}: median", justify="right")
+        table.add_column("p95", justify="right")
+    measured = [measure(arguments, threads) for threads in (None, 1)]
+    for name in measured[0]:
+        cells = [cell for rows in measured for cell in describe(rows[name])]
+        table.add_row(name, *cells)
     Console().print(table)
 
 
-def _times(runs: int, work: Callable[[], object]) -> list[float]:
-    return [_time(work) for _ in range(runs)]
+def measure(arguments: argparse.Namespace, threads: int | None) -> dict[str, list[float]]:
+    """Seconds of each thing, run by run; None for threads means as many as there are cores."""
+    environment = dict(os.environ)
+    if threads is not None:
+        environment |= dict.fromkeys(
+            ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS"), str(threads)
+        )
+    clh, note = [sys.executable, "-m", "clh"], str(arguments.note)
+    rows: dict[str, list[float]] = {}
+    with tempfile.TemporaryDirectory() as data_dir:
+        environment["CLH_DATA_DIR"] = data_dir
+        run([*clh, "index", "build"], environment)  # unless it is there
+        for command in (
+            ["--help"],
+            ["lookup", "E11.9"],
+            ["check", "I50.9", "I11.0"],
+            ["search", "pain in the right knee"],
+            ["code", note],
+        ):
+            seconds = [run([*clh, *command], environment) for _ in range(arguments.runs)]
+            rows[f"clh {command[0]}, cold"] = seconds
+        if arguments.build:
+            rows["clh index build --force"] = [
+                run([*clh, "index", "build", "--force"], environment)
+            ]
+        worker = [sys.executable, "-c", WORKER, note, data_dir, str(arguments.runs)]
+        worker.append(str(arguments.long or ""))
+        output = subprocess.run(worker, env=environment, capture_output=True, check=True)  # noqa: S603
+        result: dict[str, Any] = json.loads(output.stdout)
+    words = len(arguments.note.read_text(encoding="utf-8").split())
+    rows["the pipeline loaded"] = [result["loaded"]]
+    rows[f"a note of {words} words, warm"] = [timings.pop("all") for timings in result["warm"]]
+    for agent in result["warm"][0]:
+        rows[f"  {agent}"] = [timings[agent] for timings in result["warm"]]
+    if arguments.long is not None:
+        words = len(arguments.long.read_text(encoding="utf-8").split())
+        rows[f"a note of {words:,} words"] = [result["long"]]
+        rows["  peak memory of that process, GB"] = [result["memory"] / 1024]
+    return rows
 
 
-def _time(work: Callable[[], object]) -> float:
+def run(command: list[str], environment: dict[str, str]) -> float:
+    """The seconds that a process takes."""
     started = time.perf_counter()
-    work()
+    subprocess.run(  # noqa: S603
+        command,
+        env=environment,
+        check=True,
+        capture_output=True,
+    )
     return time.perf_counter() - started
 
 
-def _run(command: list[str]) -> None:
-    subprocess.run(command, check=True, capture_output=True)  # noqa: S603
-
-
-_MILLISECONDS = 0.1  # seconds below which they are shown
-
-
-def _show(seconds: float) -> str:
-    return f"{seconds:.2f} s" if seconds > _MILLISECONDS else f"{seconds * 1000:.2f} ms"
+def describe(seconds: list[float]) -> tuple[str, str]:
+    """The median and the 95th percentile, the latter only of several runs."""
+    ordered = sorted(seconds)
+    p95 = ordered[min(len(ordered) - 1, int(0.95 * len(ordered)))]
+    return f"{statistics.median(ordered):.3f}", f"{p95:.3f}" if len(ordered) > 1 else ""
 
 
 if __name__ == "__main__":

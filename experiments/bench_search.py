@@ -12,7 +12,6 @@ or, by default, stretches of words of the notes in data/sample, which is what an
 Writes OUT/metrics.json and plot.svg, the cost of a search by the number of vectors.
 """
 
-import argparse
 import io
 import json
 import time
@@ -23,7 +22,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pydantic import NonNegativeInt, PositiveInt
 
 from clh.errors import InputError
-from clh.evaluation import runs
+from clh.evaluation import recipes
+from clh.evaluation.run_folder import git_commit
+from clh.files import atomic_write
 
 if TYPE_CHECKING:
     from clh.models.embedder import Vectors
@@ -37,7 +38,7 @@ SAME = 2e-6  # scores that differ by less are one: the two ways round differentl
 AT_ONCE = 50_000  # vectors made up at once, which bounds memory
 
 
-class Recipe(runs.Recipe):
+class SearchRecipe(recipes.Recipe):
     """What recipes/bench_search.yaml says."""
 
     threads: PositiveInt
@@ -53,16 +54,11 @@ class Recipe(runs.Recipe):
 
 def main() -> int:
     """Measure, print, write."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = recipes.recipe_parser(__doc__, "experiments/recipes/bench_search.yaml")
     parser.add_argument("--output", type=Path, required=True, help="folder of the results")
     parser.add_argument("--queries", type=Path, help="a text file, one query a line")
-    parser.add_argument(
-        "--recipe", type=Path, default=Path(__file__).with_name("recipes") / "bench_search.yaml"
-    )
-    arguments = parser.parse_args()
-    recipe = runs.read_recipe(arguments.recipe, Recipe)
+    arguments = recipes.parse_arguments(parser)
+    recipe = recipes.read_recipe(arguments.recipe, SearchRecipe, arguments.set)
     texts = read_queries(arguments.queries, recipe)
 
     import faiss
@@ -74,14 +70,14 @@ def main() -> int:
 
     from clh.config import Settings
     from clh.icd.tabular import load_tabular
-    from clh.models.embedder import load_tower
+    from clh.models.embedder import load_embedder
     from clh.retrieval.index import CodeIndex, open_index
 
     settings = Settings.load()
     locate = settings.locate
     system = load_tabular()
     index = open_index(settings, system)
-    tower = load_tower(settings.towers.query, settings)
+    tower = load_embedder(settings.towers.query, settings)
     tower.encode(texts[:1])
     embed = milliseconds([timed(tower.encode, [text]) for text in texts])
     queries = tower.encode(texts)
@@ -119,18 +115,18 @@ def main() -> int:
         "dimensions": queries.shape[1],
         "icd_release": system.release,
         "tower": tower.id,
-        "git": runs.git_commit(),
+        "git": git_commit(),
         "queries": len(texts),
         "embed_ms": embed,
         "searches_ms": rows,
     }
     arguments.output.mkdir(parents=True, exist_ok=True)
-    runs.write(arguments.output / "metrics.json", json.dumps(report, indent=2) + "\n")
-    runs.write(arguments.output / "plot.svg", plot(rows))
+    atomic_write(arguments.output / "metrics.json", json.dumps(report, indent=2) + "\n")
+    atomic_write(arguments.output / "plot.svg", plot(rows))
     return 0
 
 
-def read_queries(file: Path | None, recipe: Recipe) -> list[str]:
+def read_queries(file: Path | None, recipe: SearchRecipe) -> list[str]:
     """A seeded sample of the file's lines or, of no file, of the default queries.
 
     Each is in the code book's words, as the agents ask. InputError for a file without any.
@@ -162,7 +158,7 @@ def read_queries(file: Path | None, recipe: Recipe) -> list[str]:
 
 
 def compare(
-    index: "CodeIndex", queries: "Vectors", shortlist: int, recipe: Recipe
+    index: "CodeIndex", queries: "Vectors", shortlist: int, recipe: SearchRecipe
 ) -> dict[str, Any]:
     """Milliseconds of both ways, and what coarse-to-fine search finds, with a 95% interval.
 
@@ -265,4 +261,4 @@ def plot(rows: Sequence[dict[str, Any]]) -> str:
 
 
 if __name__ == "__main__":
-    runs.command(main)
+    recipes.run_script(main)

@@ -8,19 +8,19 @@ goes on where it was stopped. Codes are looked for in the whole release, never o
 ones.
 """
 
-from clh.evaluation import runs
+from clh.evaluation import recipes
 
 
 def main() -> int:
     """Run, score, report."""
-    parser = runs.parser(__doc__, "experiments/recipes/benchmark.yaml")
-    arguments = parser.parse_args()
+    parser = recipes.evaluation_parser(__doc__, "experiments/recipes/benchmark.yaml")
+    arguments = recipes.parse_arguments(parser)
 
     from agents.evaluation import experiment, oracle
     from clh.schema import AGENTS
 
-    return experiment.run(arguments, AGENTS, oracle.whole)
+    return experiment.run(arguments, AGENTS, oracle.run_pipeline)
 
 
 if __name__ == "__main__":
-    runs.command(main)
+    recipes.run_script(main)

@@ -1,37 +1,44 @@
-"""Score language models on the agents' own questions about a split, as before and after training.
+"""Score language models on the agents' prompts about a split, as before and after training.
 
     python experiments/eval_language.py --dataset codiesp --data-dir DIR --split dev
         --models SmolLM2-135M-Instruct OUT/best --encoder verify-codiesp --output EVAL
 
-All are asked the same questions, drawn as run_training.py draws its own: analyze's about windows of
-a note, verify's about candidates. `--thinking` adds models that think before they reply, and
-`--encoder` a cross-encoder, which can answer verify's. 95% intervals, and those of the differences
-to the first model, are bootstrapped by document.
+All get the same prompts, drawn as run_training.py draws its own: analyze's about windows of a note,
+verify's about candidates. `--thinking` adds models that think before they reply, and `--encoder` a
+reranker, which can answer verify's. 95% intervals, and those of the differences to the first
+model, are bootstrapped by document.
 
 Writes EVAL/metrics.json and table.md.
 """
 
+import asyncio
 import json
 import time
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 
-from clh.evaluation import runs
+from clh.evaluation import recipes
+from clh.evaluation.run_folder import git_commit
+from clh.files import atomic_write
 
 if TYPE_CHECKING:
-    from agents.training.examples import Heard, Item
-
-    Answered = tuple[Sequence[Item], Sequence[Heard | float]]
+    from agents.training.evaluation import Prediction
+    from agents.training.examples import AgentExample, AnalyzeExample, VerifyExample
+    from clh.models.language import LanguageModel
+    from clh.models.reranker import OnnxReranker
 
 SHOWN = ("analyze_f1", "analyze_recall", "verify_average_precision", "verify_roc_auc")
 
+ResultT = TypeVar("ResultT")
 
-class Recipe(runs.Recipe):
+
+class LanguageEvaluationRecipe(recipes.Recipe):
     """What recipes/eval_language.yaml says."""
 
-    scored: dict[Literal["analyze", "verify"], PositiveInt]
+    examples: dict[Literal["analyze", "verify"], PositiveInt]
     candidates: PositiveInt
     negatives: NonNegativeFloat
     reply_tokens: PositiveInt
@@ -39,122 +46,158 @@ class Recipe(runs.Recipe):
     seed: NonNegativeInt
 
 
+@dataclass(frozen=True)
+class Evaluated:
+    """What a model predicts for some examples, and how long it takes for one of each task."""
+
+    model: str
+    examples: "Sequence[AgentExample]"
+    predictions: "Sequence[Prediction]"
+    seconds: dict[str, float]
+
+
 def main() -> int:
-    """Ask, score, print, write."""
-    flags = runs.parser(__doc__, "experiments/recipes/eval_language.yaml")
-    flags.add_argument("--models", nargs="+", required=True, help="as llm.model in clh.toml")
-    flags.add_argument("--thinking", nargs="+", default=[], help="the same, with llm.think")
-    flags.add_argument("--encoder", help="as verify.encoder in clh.toml")
-    arguments = flags.parse_args()
+    """Predict, score, print, write."""
+    parser = recipes.evaluation_parser(__doc__, "experiments/recipes/eval_language.yaml")
+    parser.add_argument("--models", nargs="+", required=True, help="as llm.model in clh.toml")
+    parser.add_argument("--thinking", nargs="+", default=[], help="the same, with llm.think")
+    parser.add_argument("--encoder", help="as verify.encoder in clh.toml")
+    arguments = recipes.parse_arguments(parser)
 
-    import asyncio
-
-    from agents.training import examples
+    from agents.training.examples import AnalyzeExample, VerifyExample, draw_examples
+    from agents.training.training_set import load_pipeline
     from clh import corpora
     from clh.models.language import LocalModel
-    from clh.models.reranker import load_crossencoder
+    from clh.models.reranker import load_reranker
 
-    recipe = runs.read_recipe(arguments.recipe, Recipe)
+    recipe = recipes.read_recipe(arguments.recipe, LanguageEvaluationRecipe, arguments.set)
     given = arguments.data_dir, arguments.split, arguments.unit, arguments.limit, arguments.seed
     documents = corpora.sample(arguments.dataset, *given)
-    context = examples.asking(arguments.dataset, recipe.candidates)
-    items = examples.draw(documents, context, recipe, recipe.scored)
-    questions = [one for one in items if isinstance(one, examples.Question)]
-    windows = [one for one in items if isinstance(one, examples.Window)]
+    pipeline = load_pipeline(arguments.dataset, recipe.candidates)
+    examples = draw_examples(documents, pipeline, recipe, recipe.examples)
+    analyze = [example for example in examples if isinstance(example, AnalyzeExample)]
+    verify = [example for example in examples if isinstance(example, VerifyExample)]
 
-    asked: list[tuple[Item, ...]] = []
-    got: list[list[Heard | float]] = []
-    rows: list[dict[str, Any]] = []
-    named = [(name, False) for name in arguments.models]
-    for name, think in [*named, *((name, True) for name in arguments.thinking)]:
-        model = LocalModel(
-            name, context.settings.cache_dir, max_tokens=recipe.reply_tokens, think=think
-        )
-        started = time.perf_counter()
-        judged = asyncio.run(examples.outcomes(questions, model))
-        between = time.perf_counter()
-        heard = asyncio.run(examples.outcomes(windows, model))
-        ended = time.perf_counter()
-        asked.append((*questions, *windows))
-        got.append([*judged, *heard])
-        rows.append(
-            {
-                "model": model.id,
-                "seconds_a_question": (between - started) / len(questions),
-                "seconds_a_window": (ended - between) / len(windows),
-            }
-        )
+    evaluated = []
+    for names, think in ((arguments.models, False), (arguments.thinking, True)):
+        for name in names:
+            cache_dir, tokens = pipeline.settings.cache_dir, recipe.reply_tokens
+            model = LocalModel(name, cache_dir, max_tokens=tokens, think=think)
+            evaluated.append(evaluate_model(model, analyze, verify))
     if arguments.encoder:
-        encoder = load_crossencoder(arguments.encoder, context.settings)
-        started = time.perf_counter()
-        asked.append((*questions,))
-        got.append(encoder.logits([one.texts for one in questions]).tolist())
-        seconds = (time.perf_counter() - started) / len(questions)
-        rows.append({"model": encoder.id, "seconds_a_question": seconds})
-    answered = list(zip(asked, got, strict=True))
-    for row, one in zip(rows, answered, strict=True):
-        row.update(intervals(one, None, recipe))
-        if one is not answered[0]:
-            row["over_first"] = intervals(one, answered[0], recipe)
+        encoder = load_reranker(arguments.encoder, pipeline.settings)
+        evaluated.append(evaluate_encoder(encoder, verify))
     report = {
         "dataset": arguments.dataset,
         "split": arguments.split,
-        "documents": len({one.document for one in items}),
-        "windows": len(windows),
-        "questions": len(questions),
-        "git": runs.git_commit(),
-        "models": rows,
+        "documents": len({example.document for example in examples}),
+        "windows": len(analyze),
+        "questions": len(verify),
+        "git": git_commit(),
+        "models": score_models(evaluated, recipe),
     }
+    table = format_table(report["models"])
     arguments.output.mkdir(parents=True, exist_ok=True)
-    runs.write(arguments.output / "metrics.json", json.dumps(report, indent=1) + "\n")
-    runs.write(arguments.output / "table.md", table(rows))
-    print(table(rows), end="")
+    atomic_write(arguments.output / "metrics.json", json.dumps(report, indent=1) + "\n")
+    atomic_write(arguments.output / "table.md", table)
+    print(table, end="")
     return 0
 
 
-def intervals(one: "Answered", other: "Answered | None", recipe: Recipe) -> dict[str, list[float]]:
+def evaluate_model(
+    model: "LanguageModel",
+    analyze: "Sequence[AnalyzeExample]",
+    verify: "Sequence[VerifyExample]",
+) -> Evaluated:
+    """What a language model predicts."""
+    from agents.training.evaluation import predict
+
+    probabilities, verify_seconds = timed(lambda: asyncio.run(predict(verify, model)))
+    parsed, analyze_seconds = timed(lambda: asyncio.run(predict(analyze, model)))
+    seconds = {
+        "seconds_a_question": verify_seconds / max(len(verify), 1),
+        "seconds_a_window": analyze_seconds / max(len(analyze), 1),
+    }
+    return Evaluated(model.id, [*verify, *analyze], [*probabilities, *parsed], seconds)
+
+
+def evaluate_encoder(encoder: "OnnxReranker", verify: "Sequence[VerifyExample]") -> Evaluated:
+    """What a reranker predicts, which ranks as probabilities do."""
+    logits, seconds = timed(lambda: encoder.score([example.texts for example in verify]).tolist())
+    return Evaluated(
+        encoder.id, verify, logits, {"seconds_a_question": seconds / max(len(verify), 1)}
+    )
+
+
+def timed(work: Callable[[], ResultT]) -> tuple[ResultT, float]:
+    """What a function returns, and its seconds."""
+    started = time.perf_counter()
+    result = work()
+    return result, time.perf_counter() - started
+
+
+def score_models(
+    evaluated: Sequence[Evaluated], recipe: LanguageEvaluationRecipe
+) -> list[dict[str, Any]]:
+    """A row for each model: its scores and, but for the first, the differences to the first."""
+    rows: list[dict[str, Any]] = []
+    for one in evaluated:
+        rows.append({"model": one.model, **one.seconds, **intervals(one, None, recipe)})
+        if one is not evaluated[0]:
+            rows[-1]["over_first"] = intervals(one, evaluated[0], recipe)
+    return rows
+
+
+def intervals(
+    model: Evaluated, other: Evaluated | None, recipe: LanguageEvaluationRecipe
+) -> dict[str, list[float]]:
     """Each score, or its difference to another model's, and its 95% interval.
 
-    A resample without windows, or with one answer to all questions, has no score, and is left out.
+    A resample without windows, or with one answer to all candidates, has no score, and is left out.
     """
-    from collections import defaultdict
     from contextlib import suppress
 
     import numpy as np
 
-    from agents.training import examples
     from clh.errors import InputError
 
     def scores(documents: Sequence[str]) -> dict[str, float]:
-        by_model = []
-        for items, got in filter(None, (one, other)):
-            places = defaultdict(list)
-            for place, item in enumerate(items):
-                places[item.document].append(place)
-            drawn = [place for document in documents for place in places[document]]
-            by_model.append(examples.scores([items[i] for i in drawn], [got[i] for i in drawn]))
-        first, *rest = by_model
-        return {
-            name: value - rest[0][name] if rest else value
-            for name, value in first.items()
-            if not rest or name in rest[0]
-        }
+        own = score_documents(model, documents)
+        if other is None:
+            return own
+        others = score_documents(other, documents)
+        return {name: own[name] - others[name] for name in own if name in others}
 
-    documents = sorted({item.document for item in one[0]})
-    draw = np.random.default_rng(recipe.seed)
+    documents = sorted({example.document for example in model.examples})
+    rng = np.random.default_rng(recipe.seed)
     resampled = []
     for _ in range(recipe.bootstrap):
         with suppress(InputError):
-            resampled.append(scores(draw.choice(documents, len(documents)).tolist()))
-    shown = {}
+            resampled.append(scores(rng.choice(documents, len(documents)).tolist()))
+    found = {}
     for name, value in scores(documents).items():
-        values = [one[name] for one in resampled if name in one]
-        shown[name] = [value, *np.percentile(values, [2.5, 97.5]).tolist()]
-    return shown
+        values = [row[name] for row in resampled if name in row]
+        found[name] = [value, *np.percentile(values, [2.5, 97.5]).tolist()]
+    return found
 
 
-def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The scores as Markdown, with the seconds of a question and of a window."""
+def score_documents(model: Evaluated, documents: Sequence[str]) -> dict[str, float]:
+    """A model's scores on the examples of some documents, each as often as it is named."""
+    from collections import defaultdict
+
+    from agents.training.evaluation import score_predictions
+
+    places = defaultdict(list)
+    for place, example in enumerate(model.examples):
+        places[example.document].append(place)
+    drawn = [place for document in documents for place in places[document]]
+    return score_predictions(
+        [model.examples[place] for place in drawn], [model.predictions[place] for place in drawn]
+    )
+
+
+def format_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The scores as Markdown, with the seconds of a candidate and of a window."""
     lines = [
         "| model | " + " | ".join(SHOWN) + " | s/question | s/window |",
         "|---" * (3 + len(SHOWN)) + "|",
@@ -172,4 +215,4 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 if __name__ == "__main__":
-    runs.command(main)
+    recipes.run_script(main)

@@ -19,7 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import NonNegativeFloat, PositiveInt
 
-from clh.evaluation import runs
+from clh.evaluation import recipes
+from clh.evaluation.run_folder import git_commit
+from clh.files import atomic_write
 
 if TYPE_CHECKING:
     import numpy as np
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
     from clh.training.pairs import Pair
 
 
-class Recipe(runs.Recipe):
+class RetrieverEvaluationRecipe(recipes.Recipe):
     """What recipes/eval_retriever.yaml says."""
 
     prefixes: list[PositiveInt]
@@ -43,9 +45,9 @@ class Recipe(runs.Recipe):
 
 def main() -> int:
     """Score, print, write."""
-    parser = runs.parser(__doc__, "experiments/recipes/eval_retriever.yaml")
+    parser = recipes.evaluation_parser(__doc__, "experiments/recipes/eval_retriever.yaml")
     parser.add_argument("--towers", nargs="+", required=True, help="as towers.query in clh.toml")
-    arguments = parser.parse_args()
+    arguments = recipes.parse_arguments(parser)
 
     from functools import partial
 
@@ -57,16 +59,16 @@ def main() -> int:
     from clh.evaluation import metrics, stages
     from clh.evaluation.metrics import Scored
     from clh.icd.tabular import load_tabular
-    from clh.models.embedder import load_tower
+    from clh.models.embedder import load_embedder
     from clh.retrieval.index import open_index
     from clh.training.pairs import sentence_pairs
 
-    recipe = runs.read_recipe(arguments.recipe, Recipe)
+    recipe = recipes.read_recipe(arguments.recipe, RetrieverEvaluationRecipe, arguments.set)
     system = load_tabular()
     given = arguments.data_dir, arguments.split, arguments.unit, arguments.limit, arguments.seed
     examples = corpora.sample(arguments.dataset, *given)
     train = list(corpora.read(arguments.dataset, arguments.data_dir, "train"))
-    seen = {system.stem(c) if c in system else c for one in train for c in one.codes}
+    seen = {system.stem_or_self(code) for example in train for code in example.codes}
     documents = sentence_pairs(examples, system, Reader())
     queries = [pair.texts[0] for document in documents for pair in document]
     names = [f"recall@{k}" for k in stages.CUTOFFS]
@@ -74,7 +76,7 @@ def main() -> int:
     for name in arguments.towers:
         settings = Settings.load(arguments.profile or "cpu", towers={"query": name, "code": name})
         index = open_index(settings, system)
-        tower = load_tower(name, settings)
+        tower = load_embedder(name, settings)
         asked, stored = tower.encode(queries), index.vectors()
         codes = [code for code, _ in index.pairs]
         whole = stored.shape[1]
@@ -96,12 +98,12 @@ def main() -> int:
         "n_notes": len(examples),
         "code_space": len(system),
         "texts": len(codes),
-        "git": runs.git_commit(),
+        "git": git_commit(),
         "scores": rows,
     }
     arguments.output.mkdir(parents=True, exist_ok=True)
-    runs.write(arguments.output / "metrics.json", json.dumps(report, indent=1) + "\n")
-    runs.write(arguments.output / "table.md", table(rows, names))
+    atomic_write(arguments.output / "metrics.json", json.dumps(report, indent=1) + "\n")
+    atomic_write(arguments.output / "table.md", table(rows, names))
     print(table(rows, names), end="")
     return 0
 
@@ -161,7 +163,7 @@ def ranked(
             for place, pair in enumerate(document)
             if pair.codes
         ]
-        gold = frozenset(system.stem(code) if code in system else code for code in example.codes)
+        gold = frozenset(system.stem_or_self(code) for code in example.codes)
         views["notes"].append(Scored(example.id, gold, best(similarity.max(axis=1))))
     return views
 
@@ -180,4 +182,4 @@ def table(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:
 
 
 if __name__ == "__main__":
-    runs.command(main)
+    recipes.run_script(main)

@@ -17,10 +17,12 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from clh.evaluation import runs
+from clh.evaluation import recipes
+from clh.evaluation.run_folder import git_commit
+from clh.files import atomic_write
 
 if TYPE_CHECKING:
-    from clh.icd.rules.checks import Claim, CodeBook
+    from clh.icd.rules import Claim, CodeBook
     from clh.schema import Finding
 
 CODES, CLAIMS = 25, 400  # of a claim that is timed, and of those claims; 25 fit an 837I
@@ -36,12 +38,12 @@ def main() -> int:
     flags.add_argument("--seed", type=int, default=0, help="of the claims that are timed")
     arguments = flags.parse_args()
 
-    from clh.icd.rules.checks import check, load_rules
+    from clh.icd.rules import check, load_code_book
     from clh.icd.tabular import load_tabular
 
     load_tabular()
     started = time.perf_counter()
-    book = load_rules()
+    book = load_code_book()
     loading = time.perf_counter() - started
     claims = billed(arguments.mimic, book)
     found = {admission: check(claim) for admission, claim in claims.items()}
@@ -55,17 +57,17 @@ def main() -> int:
         "rules": fired(found.values()),
         "seconds_to_load": loading,
         "milliseconds_a_claim": timed(codes, book, arguments.seed),
-        "git": runs.git_commit(),
+        "git": git_commit(),
     }
     arguments.output.mkdir(parents=True, exist_ok=True)
     lines = (
         json.dumps({"admission": admission, "findings": [one.model_dump() for one in findings]})
         for admission, findings in found.items()
     )
-    runs.write(arguments.output / "findings.jsonl", "".join(f"{line}\n" for line in lines))
-    runs.write(arguments.output / "metrics.json", json.dumps(report, indent=1) + "\n")
+    atomic_write(arguments.output / "findings.jsonl", "".join(f"{line}\n" for line in lines))
+    atomic_write(arguments.output / "metrics.json", json.dumps(report, indent=1) + "\n")
     text = f"{table('note', report['notes'])}\n{table('rule', report['rules'])}"
-    runs.write(arguments.output / "table.md", text)
+    atomic_write(arguments.output / "table.md", text)
     print(text, end="")
     return 0
 
@@ -76,7 +78,7 @@ def billed(mimic: Path, book: "CodeBook") -> dict[str, "Claim"]:
     Raises InputError where a table is missing or damaged.
     """
     from clh.corpora.mimic import find, in_sequence, rows
-    from clh.icd.rules.checks import Claim, Encounter
+    from clh.icd.rules import Claim, Encounter
 
     columns = "subject_id", "hadm_id", "seq_num", "icd_code", "icd_version"
     diagnoses = rows(find(mimic, "hosp/diagnoses_icd.csv"), *columns)
@@ -124,7 +126,7 @@ def timed(codes: Sequence[str], book: "CodeBook", seed: int) -> dict[str, float]
     """Milliseconds to check a claim of 25 codes, drawn at random: half the claims take less."""
     import numpy as np
 
-    from clh.icd.rules.checks import Claim, Encounter, check
+    from clh.icd.rules import Claim, Encounter, check
 
     draw = np.random.default_rng(seed)
     seconds = []
@@ -146,4 +148,4 @@ def table(name: str, rows: Mapping[str, Mapping[str, float]]) -> str:
 
 
 if __name__ == "__main__":
-    runs.command(main)
+    recipes.run_script(main)

@@ -3,30 +3,28 @@
     python experiments/run_unsloth.py --dataset codiesp --data-dir DIR --output OUT
 
 Takes the recipe of run_training.py, and writes the same files. Without a GPU or without unsloth a
-line says so, and TRL and PEFT train as they do there. unsloth has to be installed in an environment
-of its own, as it needs older releases of transformers and TRL.
+line tells so, and TRL and PEFT train as they do there. unsloth has to be installed in an
+environment of its own, as it needs older releases of transformers and TRL.
 """
 
-from clh.evaluation import runs
-from clh.training import language, loop
+from clh.evaluation import recipes
+from clh.training import trainer
 
 
 def main() -> int:
     """Train, and keep the best."""
-    arguments = loop.parser(__doc__, "experiments/recipes/run_training.yaml").parse_args()
+    parser = trainer.training_parser(__doc__, "experiments/recipes/run_training.yaml")
+    arguments = recipes.parse_arguments(parser)
 
-    unsloth = language.find_unsloth()
+    from clh.training import language
 
-    from agents.training import examples
+    unsloth = language.find_unsloth()  # before TRL, which it changes
 
-    recipe = runs.read_recipe(arguments.recipe, language.SupervisedRecipe)
-    lessons = examples.prepare(arguments, recipe)
-    folder = lessons.folder.path
-    student = language.load(recipe, lessons.context.settings.cache_dir, unsloth)
-    trainer = language.supervised(student, lessons.learned, recipe, folder)
-    language.train(trainer, student, recipe, folder, lessons.score)
+    from agents.training.sft import fine_tune
+
+    fine_tune(arguments, unsloth)
     return 0
 
 
 if __name__ == "__main__":
-    runs.command(main)
+    recipes.run_script(main)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from clh.errors import InputError
-from clh.evaluation import runs
+from clh.evaluation import recipes
 
 _COMPARED = ("micro_f1", "macro_f1", "exact_match", "map")
 
@@ -112,4 +112,4 @@ def _print(result: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    runs.command(main)
+    recipes.run_script(main)

@@ -3,8 +3,8 @@
     python experiments/train_patients.py --icd_csv ICD.csv --patients_csv PATIENTS.csv
         --labels_csv LABELS.csv --splits_csv SPLITS.csv --output OUT
 
-The files are as the Two-Tower design has them; clh/training/patients.py names their columns, and
-data/prepare_patients.py makes them from MIMIC-IV or its demo. `towers.query` of the settings
+The files are as the Two-Tower design has them; clh/training/patients/tables.py names their columns,
+and data/prepare_patients.py makes them from MIMIC-IV or its demo. `towers.query` of the settings
 encodes the notes, if there are any, and `towers.code` the codes; neither is trained.
 
 Writes OUT, whole or not at all: tower, at its best epoch on val; metrics.json; log.jsonl, by epoch;
@@ -14,14 +14,19 @@ of F1 are chosen on val, so that the figures to report are those of test. Interv
 bootstrap of encounters: where patients have several, they are too narrow.
 """
 
-import argparse
 import json
 import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from clh.errors import InputError
-from clh.evaluation import runs
+from clh.evaluation import recipes
+from clh.evaluation.run_folder import git_commit
+from clh.files import atomic_write
+
+if TYPE_CHECKING:
+    from clh.training.patients.tower import PatientTower
 
 FILES = ("icd_csv", "patients_csv", "labels_csv", "splits_csv")
 SHOWN = ("micro_f1", "precision@5", "recall@10", "recall@50", "recall@200")
@@ -29,93 +34,87 @@ SHOWN = ("micro_f1", "precision@5", "recall@10", "recall@50", "recall@200")
 
 def main() -> int:
     """Train, score, write."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = recipes.recipe_parser(__doc__, "experiments/recipes/train_patients.yaml")
     for name in FILES:
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--output", "--out_dir", type=Path, required=True)
-    parser.add_argument(
-        "--recipe", type=Path, default=Path(__file__).with_name("recipes") / "train_patients.yaml"
-    )
-    arguments = parser.parse_args()
-    output: Path = arguments.output
-    if output.exists():
-        raise InputError(f"{output} exists: choose another --output, or delete it")
+    arguments = recipes.parse_arguments(parser)
+    if arguments.output.exists():
+        raise InputError(f"{arguments.output} exists: choose another --output, or delete it")
 
-    from rich.console import Console
-    from rich.table import Table
     from tqdm import tqdm
 
     from clh.cache import sha256
     from clh.config import Settings
-    from clh.evaluation import metrics
-    from clh.models.embedder import load_tower
-    from clh.training import patients
+    from clh.models.embedder import load_embedder
+    from clh.training.patients.tables import read_tables
+    from clh.training.patients.training import (
+        Codes,
+        EncodedSplit,
+        PatientRecipe,
+        evaluate_splits,
+        train_tower,
+    )
 
-    recipe = runs.read_recipe(arguments.recipe, patients.Recipe)
+    recipe = recipes.read_recipe(arguments.recipe, PatientRecipe, arguments.set)
     files = {name: getattr(arguments, name) for name in FILES}
-    tables = patients.read_tables(*files.values())
+    tables = read_tables(*files.values())
     settings = Settings.load()
-    query = load_tower(settings.towers.query, settings)
-    code = load_tower(settings.towers.code, settings)
-    codes = patients.Codes(list(tables.texts), code.encode(list(tables.texts.values())))
-    parts = {split: patients.Part(some, query) for split, some in tables.encounters.items() if some}
+    query = load_embedder(settings.towers.query, settings)
+    code = load_embedder(settings.towers.code, settings)
+    codes = Codes(list(tables.texts), code.encode(list(tables.texts.values())))
+    splits = {name: EncodedSplit(some, query) for name, some in tables.encounters.items() if some}
     with tqdm(total=recipe.epochs, unit="epoch", disable=None) as bar:
-        tower, log = patients.train_tower(
-            parts["train"], parts["val"], codes, tables.features, recipe, bar.update
+        tower, log = train_tower(
+            splits["train"], splits["val"], codes, tables.features, recipe, bar.update
         )
-
-    frequency = patients.log_frequency(parts["train"], codes)
-    scores: dict[str, dict[str, Any]] = {}
-    thresholds: dict[str, float] = {}
-    shown = Table("split", "ranked by", *SHOWN, box=None)
-    for split in ("val", "test"):  # val first: it sets the thresholds
-        if split not in parts:
-            continue
-        part = parts[split]
-        similarity = part.similarity(tower, codes)
-        ranked = {
-            name: part.ranked(by, codes, recipe.kept)
-            for name, by in (
-                ("frequency", frequency.expand_as(similarity)),
-                ("tower", similarity),
-                ("both", similarity / recipe.temperature + frequency),
-            )
-        }
-        scores[split] = {"encounters": len(part.encounters)}
-        for name, notes in ranked.items():
-            threshold = thresholds.setdefault(name, patients.best_threshold(notes))
-            found = patients.score(notes, threshold, codes.names, recipe.bootstrap, recipe.seed)
-            scores[split][name] = found
-            cells = ("{:.3f} [{:.3f}, {:.3f}]".format(found[m], *found["ci95"][m]) for m in SHOWN)
-            shown.add_row(split, name, *cells)
-        scores[split]["both_over_frequency"] = metrics.compare(
-            ranked["both"], ranked["frequency"], patients.BEST, recipe.bootstrap, recipe.seed
-        )._asdict()
-    Console().print(shown)
-
+    scores = evaluate_splits(splits, tower, codes, recipe)
+    show(scores)
     config = {
         "recipe": recipe.model_dump(mode="json"),
         "files": {name: sha256(file) for name, file in files.items()},
         "towers": {"query": query.id, "code": code.id},
         "features": tables.features,
-        "git": runs.git_commit(),
+        "git": git_commit(),
     }
-    report = {"codes": len(codes.names), **scores}
+    write(arguments.output, tower, config, {"codes": len(codes.names), **scores}, log)
+    return 0
+
+
+def show(scores: Mapping[str, Mapping[str, Any]]) -> None:
+    """Print a table of each ranking on each split."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("split", "ranked by", *SHOWN, box=None)
+    for split, rankings in scores.items():
+        for name in ("frequency", "tower", "both"):
+            found = rankings[name]
+            cells = ("{:.3f} [{:.3f}, {:.3f}]".format(found[m], *found["ci95"][m]) for m in SHOWN)
+            table.add_row(split, name, *cells)
+    Console().print(table)
+
+
+def write(
+    output: Path,
+    tower: "PatientTower",
+    config: Mapping[str, Any],
+    report: Mapping[str, Any],
+    log: Sequence[Mapping[str, float]],
+) -> None:
+    """Write all results, or none; InputError if the folder cannot be written."""
     unfinished = output.with_name(output.name + ".partial")
     try:
         shutil.rmtree(unfinished, ignore_errors=True)
         (unfinished / "tower").mkdir(parents=True)
         tower.save(unfinished / "tower")
         for name, values in (("config.json", config), ("metrics.json", report)):
-            runs.write(unfinished / name, json.dumps(values, indent=2) + "\n")
-        runs.write(unfinished / "log.jsonl", "".join(json.dumps(one) + "\n" for one in log))
+            atomic_write(unfinished / name, json.dumps(values, indent=2) + "\n")
+        atomic_write(unfinished / "log.jsonl", "".join(json.dumps(row) + "\n" for row in log))
         unfinished.rename(output)
     except OSError as error:
         raise InputError(f"{output} cannot be written ({error}): choose another") from error
-    return 0
 
 
 if __name__ == "__main__":
-    runs.command(main)
+    recipes.run_script(main)

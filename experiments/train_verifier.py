@@ -1,144 +1,157 @@
-"""Train the cross-encoder of verify, and how its word is weighed.
+"""Train the reranker of verify, and calibrate it.
 
     python experiments/train_verifier.py --dataset codiesp --data-dir DIR --output OUT
 
 Learns from the train split alone, a tenth of whose documents is held out to choose the best epoch
-and for the weights, as for the towers; no sentence of these, nor of the splits in --unseen, is
-learned. Candidates are found with a prior that was counted on other documents. Stopped at any time,
-the same command goes on after the last checkpoint.
+and for the calibration, as for the towers; no sentence of these, nor of the splits in --unseen, is
+trained on. Candidates are found with a prior that was counted on other documents. Stopped at any
+time, the same command goes on after the last checkpoint.
 
-Writes OUT/best, a cross-encoder that `verify.encoder` of the settings can name, with model.json
-(how probable a candidate is by it, the retrieval and locate's rank together) and metrics.json (of
-the documents held out, in folds); log.jsonl, the scores by epoch; learned.jsonl and held_out.jsonl,
-what is read; config.json; checkpoints. With `--encoder NAME` that one is weighed anew, and none is
-trained: OUT/best then has model.json and metrics.json alone.
+Writes OUT/best, a sentence-transformers cross-encoder that `verify.reranking.model` of the settings
+can name, with model.json (how probable a candidate is, given its score, the retrieval's verdict and
+locate's score, and the threshold of the best micro-F1) and metrics.json (of the documents held out,
+in folds); log.jsonl, the scores by epoch; train.jsonl and held_out.jsonl, the pairs that are read;
+config.json; checkpoints. With `--encoder NAME` that one is calibrated anew, and none is trained:
+OUT/best then has model.json and metrics.json alone.
 """
 
 import json
+from collections import defaultdict
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from clh.evaluation import runs
-from clh.training import loop, reranker
+from clh.evaluation import recipes
+from clh.files import atomic_write
+from clh.training import trainer
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from agents.training.rerank_pairs import Lessons
+    from agents.training.rerank_pairs import RerankData
+    from clh.evaluation.metrics import Scored
+    from clh.evaluation.thresholds import LogisticFit
+    from clh.training.reranker import RerankerRecipe
 
 
 def main() -> int:
-    """Train, weigh, write."""
-    flags = loop.parser(__doc__, "experiments/recipes/train_verifier.yaml")
-    flags.add_argument("--encoder", help="a trained one to weigh, as verify.encoder in clh.toml")
-    arguments = flags.parse_args()
+    """Train, calibrate, write."""
+    parser = trainer.training_parser(__doc__, "experiments/recipes/train_verifier.yaml")
+    parser.add_argument("--encoder", help="a trained one to calibrate, as verify.reranking.model")
+    arguments = recipes.parse_arguments(parser)
 
-    from agents.training import rerank_pairs
-    from clh.models.reranker import load_crossencoder
+    from agents.training.rerank_pairs import load_rerank_data
+    from clh.models.reranker import load_reranker
+    from clh.training.reranker import RerankerRecipe
 
-    recipe = runs.read_recipe(arguments.recipe, reranker.Recipe)
-    lessons = rerank_pairs.prepare(arguments, recipe)
-    best = lessons.folder.path / "best"
+    recipe = recipes.read_recipe(arguments.recipe, RerankerRecipe, arguments.set)
+    data = load_rerank_data(arguments, recipe)
+    best = data.folder.path / "best"
     if arguments.encoder is None:
-        train(lessons, recipe)
-    encoder = load_crossencoder(arguments.encoder or str(best), lessons.context.settings)
-    logits = encoder.logits([one.texts for one in lessons.held_out if one.likely])
-    weights, report = weigh(lessons, logits.tolist(), recipe)
-    best.mkdir(exist_ok=True)
-    runs.write(best / "model.json", json.dumps(weights, indent=2) + "\n")
-    runs.write(
-        best / "metrics.json", json.dumps({"encoder": encoder.id, **report}, indent=2) + "\n"
-    )
+        train(data, recipe)
+    encoder = load_reranker(arguments.encoder or str(best), data.pipeline.settings)
+    scores = encoder.score([pair.texts for pair in data.held_out if pair.reranked])
+    fit, report = calibrate(data, scores.tolist(), recipe)
+    fit.save(best, report["threshold"])
+    metrics = json.dumps({"encoder": encoder.id, **report}, indent=2)
+    atomic_write(best / "metrics.json", metrics + "\n")
     print(json.dumps(report))
     return 0
 
 
-def train(lessons: "Lessons", recipe: reranker.Recipe) -> None:
-    """Train the cross-encoder."""
-    import torch
+def train(data: "RerankData", recipe: "RerankerRecipe") -> None:
+    """Train the reranker, and keep its best epoch in OUT/best."""
     from transformers import set_seed
 
     from clh.models import weights
-    from clh.models.reranker import CrossEncoder, open_crossencoder
+    from clh.training import reranker
+    from clh.training.export import export_onnx
+    from clh.training.towers import save_half, set_dropout
 
-    folder, settings = lessons.folder.path, lessons.context.settings
+    folder, settings = data.folder.path, data.pipeline.settings
     set_seed(recipe.seed)
-    model, tokenizer = open_crossencoder(
-        weights.resolve(recipe.base, settings.cache_dir), torch.float32, to_train=True
-    )
-    verify = settings.verify
-    trainer = reranker.trainer(
-        model,
-        tokenizer,
-        [(one.texts, one.right) for one in lessons.learned],
-        verify.max_tokens,
-        recipe,
-        folder,
-    )
-    likely = [one for one in lessons.held_out if one.likely]
+    base = weights.resolve(recipe.base, settings.cache_dir)
+    max_tokens = settings.verify.reranking.max_tokens
+    model = reranker.open_reranker(base, max_tokens, recipe.attention)
+    set_dropout(model, recipe.dropout)
+    pairs = [(pair.texts, pair.right) for pair in data.train]
+    held_out = [pair for pair in data.held_out if pair.reranked]
 
-    def scored() -> dict[str, float]:
-        encoder = CrossEncoder(model, tokenizer, "", verify.max_tokens, verify.batch)
-        logits = encoder.logits([one.texts for one in likely])
-        return scores([one.right for one in likely], logits)
+    def evaluate() -> dict[str, float]:
+        scores = reranker.score_pairs(model, [pair.texts for pair in held_out], recipe.batch)
+        return ranking_scores([pair.right for pair in held_out], scores)
 
-    loop.train(trainer, folder, scored, lambda to: reranker.save(model, tokenizer, to))
+    trained = reranker.build_trainer(model, pairs, recipe, folder)
+    trainer.train(trained, folder, evaluate, lambda to: save_half(model, to))
+    export_onnx(folder / "best")
 
 
-def weigh(
-    lessons: "Lessons", logits: Sequence[float], recipe: reranker.Recipe
-) -> tuple[dict[str, object], dict[str, object]]:
-    """The weights of what is known of a candidate, and how good they are; logits are of the likely.
+def calibrate(
+    data: "RerankData", scores: Sequence[float], recipe: "RerankerRecipe"
+) -> tuple["LogisticFit", dict[str, Any]]:
+    """How probable a candidate is, and how good that is; `scores` are of the reranked candidates.
 
-    `likely` compares on the candidates that are read; `all` is of these and of the others.
+    `reranked` compares on the candidates that the reranker reads; `all` is of all candidates.
     """
     import numpy as np
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.model_selection import GroupKFold, cross_val_predict
 
-    from agents.verify import weighed
-    from clh.evaluation import metrics
+    from agents.verify.reranking import combination_features
+    from clh.evaluation import metrics, thresholds
 
-    said = iter(logits)
-    known = [
-        weighed(one.retrieval, one.rank, next(said) if one.likely else None)
-        for one in lessons.held_out
+    pairs, given = data.held_out, iter(scores)
+    rows = [
+        combination_features(
+            pair.retrieval, pair.fused_score, next(given) if pair.reranked else None
+        )
+        for pair in pairs
     ]
-    x = np.array([list(one.values()) for one in known])
-    right = np.array([one.right for one in lessons.held_out])
-    likely = np.array([one.likely for one in lessons.held_out])
-    documents = [one.document for one in lessons.held_out]
-    regression = LogisticRegression(C=recipe.regularisation, max_iter=1000)
-    probability = cross_val_predict(
-        regression, x, right, groups=documents, cv=GroupKFold(recipe.folds), method="predict_proba"
-    )[:, 1]
+    right = np.array([pair.right for pair in pairs])
+    reranked = np.array([pair.reranked for pair in pairs])
+    fit = thresholds.fit_logistic(
+        rows,
+        right.tolist(),
+        [pair.document for pair in pairs],
+        folds=recipe.folds,
+        regularisation=recipe.regularisation,
+        seed=recipe.seed,
+    )
+    rankings = {name: np.array([row[name] for row in rows]) for name in ("retrieval", "rank")}
+    rankings |= {"encoder": np.array([row["encoder"] for row in rows]), "together": fit.held_out}
+    threshold = thresholds.best_threshold(score_documents(data, fit.held_out.tolist()))
     report = {
-        "documents": len({*documents}),
-        "likely": {
-            "candidates": int(likely.sum()),
-            "retrieval": scores(right[likely], x[likely, 0]),
-            "rank": scores(right[likely], x[likely, 1]),
-            "encoder": scores(right[likely], np.array(logits)),
-            "together": scores(right[likely], probability[likely]),
+        "documents": len(data.gold),
+        "reranked": {
+            "candidates": int(reranked.sum()),
+            **{
+                name: ranking_scores(right[reranked], by[reranked]) for name, by in rankings.items()
+            },
         },
-        "all": {"candidates": len(right), **scores(right, probability)},
+        "all": {"candidates": len(right), **ranking_scores(right, fit.held_out)},
         "calibration_error": metrics.expected_calibration_error(
-            metrics.calibration(probability, right)
+            metrics.calibration(fit.held_out, right)
         ),
+        "threshold": round(threshold, 4),
     }
-    fitted = regression.fit(x, right)
-    coefficients = dict(zip(known[0], fitted.coef_[0].round(4).tolist(), strict=True))
-    weights = {"intercept": round(float(fitted.intercept_[0]), 4), "coefficients": coefficients}
-    return weights, report
+    return fit, report
 
 
-def scores(right: "Sequence[bool] | np.ndarray", ranking: "np.ndarray") -> dict[str, float]:
-    """How well a ranking tells right from wrong."""
+def score_documents(data: "RerankData", probabilities: Sequence[float]) -> list["Scored"]:
+    """The held-out documents, with the highest probability of each of their codes."""
+    from clh.evaluation.metrics import Scored
+
+    predicted: defaultdict[str, dict[str, float]] = defaultdict(dict)
+    for pair, probability in zip(data.held_out, probabilities, strict=True):
+        codes = predicted[pair.document]
+        codes[pair.code] = max(probability, codes.get(pair.code, probability))
+    return [Scored(document, gold, predicted[document]) for document, gold in data.gold.items()]
+
+
+def ranking_scores(right: "Sequence[bool] | np.ndarray", scores: "np.ndarray") -> dict[str, float]:
+    """How well scores rank right before wrong: `score` is the average precision."""
     from sklearn.metrics import average_precision_score, roc_auc_score
 
-    precision = float(average_precision_score(right, ranking))
-    return {loop.BEST: precision, "roc_auc": float(roc_auc_score(right, ranking))}
+    precision = float(average_precision_score(right, scores))
+    return {trainer.SCORE: precision, "roc_auc": float(roc_auc_score(right, scores))}
 
 
 if __name__ == "__main__":
-    runs.command(main)
+    recipes.run_script(main)

@@ -1,0 +1,5 @@
+"""Tests mirror the packages."""
+
+import pytest
+
+pytest.register_assert_rewrite("tests.machine")

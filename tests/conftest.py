@@ -1,8 +1,10 @@
 """What several tests share: contexts of the agents, from fakes and from the real small models."""
 
+import json
 import os
-from collections import defaultdict
-from collections.abc import Callable, Iterator
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,13 +15,16 @@ from hypothesis import settings as hypothesis_settings
 from clh.config import Settings
 from clh.models.language import LanguageModel
 from tests.fakes import ToyTower, toy_guidelines, toy_system
+from tests.machine import MAIN, ROOT, Machine
 
 if TYPE_CHECKING:
-    from agents.context import Context
+    from agents.pipeline import Pipeline
     from clh.document.reader import Reader
     from clh.retrieval.index import CodeIndex
 
-MakeContext = Callable[..., "Context"]
+MakePipeline = Callable[..., "Pipeline"]
+
+WEIGHTS = Path(__file__).parents[1] / "clh" / "weights"
 
 hypothesis_settings.register_profile("clh", deadline=None, max_examples=60)
 hypothesis_settings.load_profile("clh")
@@ -37,50 +42,56 @@ def _plain_settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def context(tmp_path_factory: pytest.TempPathFactory) -> MakeContext:
-    """Makes contexts from fakes, each with an audit of its own; takes what `make_context` takes."""
+def make_toy(tmp_path_factory: pytest.TempPathFactory) -> MakePipeline:
+    """Makes pipelines of fakes, each with an audit of its own; takes what `toy_pipeline` takes."""
 
-    def make(llm: LanguageModel | None = None, **flags: Any) -> "Context":
-        return make_context(tmp_path_factory.mktemp("data"), llm, **flags)
+    def make(model: LanguageModel | None = None, **flags: Any) -> "Pipeline":
+        return toy_pipeline(tmp_path_factory.mktemp("data"), model, **flags)
 
     return make
 
 
 @pytest.fixture(scope="session")
-def real_context(tmp_path_factory: pytest.TempPathFactory) -> "Context":
+def real_pipeline(tmp_path_factory: pytest.TempPathFactory) -> "Pipeline":
     """The real small models and the whole code system, from the ordinary cache."""
-    from agents.context import Context
-    from clh.icd.tabular import load_tabular
-    from clh.retrieval.index import open_index
+    from agents.pipeline import Pipeline
 
-    settings = Settings.load(data_dir=tmp_path_factory.mktemp("data"))
-    return Context.load(settings, open_index(settings, load_tabular()))
+    return Pipeline.load(Settings.load(data_dir=tmp_path_factory.mktemp("data")))
 
 
-def make_context(data_dir: Path, llm: LanguageModel | None = None, **flags: Any) -> "Context":
-    """A context over `toy_system`, whose verifier accepts what shares most words; `flags` are
+def toy_pipeline(data_dir: Path, model: LanguageModel | None = None, **flags: Any) -> "Pipeline":
+    """A pipeline over `toy_system`, whose verifier accepts what shares most words; `flags` are
     settings."""
-    from agents.context import Context, Logistic
+    from agents.pipeline import Pipeline
     from clh.audit import Audit
-    from clh.icd.rules.checks import CodeBook
+    from clh.icd.rules import CodeBook
 
-    settings = Settings.load(data_dir=data_dir, **flags)
+    weights = write_weights(
+        data_dir / "weights", {"similarity": 6, "matched_in_quote": 3, "first": 1}
+    )
+    verify = {"retrieval": {"weights": str(weights)}, **flags.pop("verify", {})}
+    settings = Settings.load(data_dir=data_dir, verify=verify, **flags)
     system, index = toy_system(), _toy_index(settings.locate.coarse_dim)
-    weights = {"similarity": 6.0, "matched_in_quote": 3.0, "first": 1.0}
-    return Context(
-        settings=settings,
+    return Pipeline.build(
+        settings,
         book=CodeBook(system, toy_guidelines()),
         reader=_reader(),
-        tower=ToyTower(),
+        embedder=ToyTower(),
         index=index,
         prior=None,
-        verifier=Logistic("by hand", -6.0, defaultdict(float, weights)),
-        encoder=None,
-        reading=None,
-        decision=None,
-        llm=llm,
+        model=model,
         audit=Audit(data_dir / "audit.sqlite", settings.audit.store_text),
     )
+
+
+def write_weights(folder: Path, coefficients: Mapping[str, float]) -> Path:
+    """Weights of a retrieval verifier; features that are not named count for nothing."""
+    shipped = json.loads((WEIGHTS / "verify-retrieval" / "model.json").read_text("utf-8"))
+    every = {name: coefficients.get(name, 0.0) for name in shipped["coefficients"]}
+    folder.mkdir(parents=True, exist_ok=True)
+    model = {"intercept": -6.0, "coefficients": every, "threshold": 0.3}
+    (folder / "model.json").write_text(json.dumps(model), encoding="utf-8")
+    return folder
 
 
 @cache
@@ -98,3 +109,24 @@ def _toy_index(coarse_dim: int) -> "CodeIndex":
     system = toy_system()
     pairs = [(system.reported(code), text) for code, text in searchable(system)]
     return CodeIndex.build(pairs, ToyTower().encode([text for _, text in pairs]), coarse_dim)
+
+
+# --- the command line ----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The ordinary cache, with its index built."""
+    folder = Settings.load().cache_dir
+    folder.mkdir(parents=True, exist_ok=True)
+    builder = Machine.make(tmp_path_factory.mktemp("builder"), folder)
+    command = [sys.executable, "-c", MAIN, "index", "build"]
+    environment = builder.environment()
+    subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True, timeout=600)
+    return folder
+
+
+@pytest.fixture
+def machine(cache: Path, tmp_path: Path) -> Machine:
+    """A machine on which nothing has run yet."""
+    return Machine.make(tmp_path, cache)

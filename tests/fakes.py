@@ -25,7 +25,7 @@ class QueuedModel:
     Args:
         replies: for `chat`: an object is the value of the reply, a string its raw text, and an
             exception is raised.
-        probabilities: for `choose`: the row of one conversation each.
+        probabilities: for `choose`: the row of one conversation each, or the error in its place.
     """
 
     id = "queued"
@@ -33,7 +33,7 @@ class QueuedModel:
     def __init__(
         self,
         replies: Iterable[BaseModel | str | Exception] = (),
-        probabilities: Iterable[Sequence[float]] = (),
+        probabilities: Iterable[Sequence[float] | ReplyError] = (),
     ) -> None:
         self._replies = deque(replies)
         self._probabilities = deque(probabilities)
@@ -53,19 +53,24 @@ class QueuedModel:
             return reply
         if isinstance(reply, Exception):
             raise reply
-        return Reply.hear(
+        return Reply.try_parse(
             reply.model_dump_json() if isinstance(reply, BaseModel) else reply, schema
         )
 
     async def choose(
         self, conversations: Sequence[Messages], options: Sequence[str]
-    ) -> list[list[float]]:
+    ) -> list[list[float] | ReplyError]:
         """See `clh.models.language.LanguageModel.choose`."""
         self.choices.extend(conversations)
-        rows = [list(self._probabilities.popleft()) for _ in conversations]
-        if any(len(row) != len(options) for row in rows):
-            raise AssertionError(f"a queued row does not fit the options {list(options)}")
-        return rows
+        return [self._row(len(options)) for _ in conversations]
+
+    def _row(self, length: int) -> list[float] | ReplyError:
+        row = self._probabilities.popleft()
+        if isinstance(row, ReplyError):
+            return row
+        if len(row) != length:
+            raise AssertionError(f"a queued row of {len(row)} does not fit {length} options")
+        return list(row)
 
 
 class ToyTower:
@@ -77,7 +82,7 @@ class ToyTower:
     def encode(
         self, texts: Sequence[str], progress: Callable[[int], None] | None = None
     ) -> Vectors:
-        """See `clh.models.embedder.Tower.encode`; texts without content share a direction."""
+        """See `clh.models.embedder.Embedder.encode`; texts without content share a direction."""
         vectors = np.zeros((len(texts), self.dimensions), dtype=np.float32)
         for row, text in enumerate(texts):
             vectors[row] = sum(map(self._direction, sorted(content_words(text)) or [""]))

@@ -51,10 +51,7 @@ CANDIDATES = [
     Candidate(code=f"M10.{n}", title="Gout", matched="podagra", similarity=0.9 - n / 100)
     for n in range(9)
 ]
-VERDICTS = [
-    Verdict(term=0, code=f"M10.{n}", probability=n / 10, rationale="it shares 'podagra'")
-    for n in range(9)
-]
+VERDICTS = [Verdict(term=0, code=f"M10.{n}", probability=n / 10) for n in range(9)]
 
 
 def coded(run_id: str, note: Note = NOTE) -> CodedNote:

@@ -1,5 +1,6 @@
 """The command line as a user meets it: what it prints where, and with which exit code."""
 
+import csv
 import io
 import json
 import os
@@ -7,7 +8,6 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,14 +15,15 @@ import jsonschema
 import pytest
 
 import clh
-from agents.analyze import Quoted, Reply
-from agents.context import Context
+from agents.analyze.llm import Quoted, Reply
+from agents.pipeline import Pipeline
 from clh import cli
 from clh.config import Settings
+from clh.console import Show
 from clh.icd.tabular import load_tabular
 from clh.models.language import LanguageModel
 from clh.retrieval.index import index_folder
-from tests.conftest import make_context
+from tests.conftest import toy_pipeline
 from tests.fakes import QueuedModel
 
 ROOT = Path(__file__).parents[1]
@@ -78,20 +79,14 @@ Fake = Callable[..., None]
 def fake(monkeypatch: pytest.MonkeyPatch) -> Fake:
     """Has commands run on fakes, with the settings that they were given."""
 
-    def fake(llm: LanguageModel | None = None) -> None:
-        def load(settings: Settings) -> Context:
-            toy = make_context(settings.data_dir, llm, audit=settings.audit.model_dump())
-            return replace(toy, settings=settings)
+    def fake(model: LanguageModel | None = None) -> None:
+        def load(settings: Settings, show: Show) -> Pipeline:
+            given = {"policy": settings.policy, "rules": {"setting": settings.rules.setting}}
+            return toy_pipeline(settings.data_dir, model, **given)
 
         monkeypatch.setattr(cli, "_load", load)
 
     return fake
-
-
-@pytest.fixture
-def real(monkeypatch: pytest.MonkeyPatch, real_context: Context) -> None:
-    """Has commands run on the real models, loaded once for all tests."""
-    monkeypatch.setattr(cli, "_load", lambda settings: replace(real_context, settings=settings))
 
 
 @pytest.fixture
@@ -138,7 +133,8 @@ def test_a_table_shows_codes_with_their_words(run: Run, fake: Fake, note: Path) 
     assert (done.code, done.err) == (0, "")
     for shown in ("I10", "Essential (primary) hypertension", "high blood pressure", "R05.9"):
         assert shown in done.out
-    assert "I50.9" not in done.out
+    [left_out] = [line.split() for line in done.out.splitlines() if "I50.9" in line]
+    assert left_out[:2] == ["left", "out"]
     assert "encounter" in done.out
 
 
@@ -223,6 +219,91 @@ def test_an_agent_that_fails_gives_1_and_a_partial_answer(
     assert done.only_line().startswith("clh: verify failed: ")
 
 
+def test_an_agent_that_fails_is_told_in_the_table_as_well(
+    run: Run, fake: Fake, note: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake(QueuedModel())
+    monkeypatch.setenv("CLH_ANALYZE__SOURCE", "llm")
+    done = run("code", note)
+    assert done.code == 1
+    assert "No code is supported" not in done.out
+    assert "not all of the note was coded" in done.out
+    assert done.only_line().startswith("clh: analyze failed: ")
+
+
+def test_csv_has_a_row_for_each_code(run: Run, fake: Fake, note: Path) -> None:
+    fake()
+    done = run("code", note, "--format", "csv")
+    assert (done.code, done.err) == (0, "")
+    rows = list(csv.DictReader(io.StringIO(done.out)))
+    assert [(row["note_id"], row["code"]) for row in rows] == [("note", "I10"), ("note", "R05.9")]
+    assert rows[0]["evidence"] == NOTE[int(rows[0]["start"]) : int(rows[0]["end"])]
+
+
+def test_the_setting_of_the_encounter_may_be_given(
+    run: Run, note: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def load(settings: Settings, show: Show) -> Pipeline:
+        seen.append(settings.rules.setting)
+        return toy_pipeline(settings.data_dir)
+
+    monkeypatch.setattr(cli, "_load", load)
+    for arguments in ([], ["--setting", "inpatient"]):
+        assert run("code", note, *arguments).code == 0
+    assert seen == ["outpatient", "inpatient"]
+
+
+def test_the_date_of_service_must_be_one_of_the_release(run: Run, fake: Fake, note: Path) -> None:
+    fake()
+    assert run("code", note, "--date", "2026-04-01").code == 0
+    assert run("code", note, "--date", "2026-09-30").code == 0
+    for day in ("2026-03-31", "2026-10-01"):
+        done = run("code", note, "--date", day)
+        assert done.code == 2
+        assert f"no codes for {day}: ICD-10-CM 2026-04-01" in done.complaint()
+
+
+@pytest.mark.parametrize(
+    ("profile", "address", "says"),
+    [
+        ("cpu", "http://llm.example.org/v1", ""),
+        ("vllm", "http://127.0.0.1:8000/v1", ""),
+        ("vllm", "http://localhost:8000/v1", ""),
+        ("vllm", "http://[::1]:8000/v1", ""),
+        (
+            "vllm",
+            "https://me:secret@llm.example.org:8000/v1",
+            "clh: the note is sent to llm.example.org\n",
+        ),
+    ],
+)
+def test_where_the_note_goes_is_told_if_it_leaves_the_machine(
+    run: Run, note: Path, monkeypatch: pytest.MonkeyPatch, profile: str, address: str, says: str
+) -> None:
+    monkeypatch.setenv("CLH_LLM__BASE_URL", address)
+
+    def load(settings: Settings, show: Show) -> Pipeline:
+        return toy_pipeline(settings.data_dir)
+
+    monkeypatch.setattr(cli, "_load", load)
+    assert run("code", note, "--profile", profile).err == says
+
+
+def test_a_file_name_gives_the_terminal_no_orders(run: Run, fake: Fake, tmp_path: Path) -> None:
+    fake()
+    file = tmp_path / "\x1b[31mred\x07.txt"
+    missing = run("code", file)
+    assert missing.code == 2
+    assert "\x1b" not in missing.complaint()
+    file.write_text(NOTE)
+    for form in ("table", "json", "csv", "fhir"):
+        done = run("code", file, "--format", form)
+        assert done.code == 0
+        assert "\x1b" not in done.out
+
+
 # --- what a user gets wrong ----------------------------------------------------------------------
 
 
@@ -267,6 +348,26 @@ def bad(tmp_path: Path) -> Path:
         (["lookup", "E11.99"], "'E11.99' is not in ICD-10-CM 2026-04-01; nearest: E11.9"),
         (["lookup", "\U0001f600"], "is not in ICD-10-CM"),
         (["audit", "show", "abc"], "no run begins with 'abc'"),
+        (["audit", "list", "-n", "9" * 20], "less than or equal to"),
+        (["audit", "prune"], "--older-than DAYS, or --keep N"),
+        (["audit", "prune", "--keep", "-1"], "greater than or equal to 0"),
+        (["audit", "prune", "--older-than", "9" * 20], "less than or equal to"),
+        (["search", "cough", "-n", "9" * 20], "less than or equal to"),
+        (["check", "I10", "--age", "9" * 20], "less than or equal to"),
+        (["check", "a" * 300], "too long for a code"),
+        (["check"], "there is no code to check"),
+        (["check", "no.txt"], "no.txt: no such file"),
+        (["check", "./I10"], "I10: no such file"),
+        (["check", "--file", "I10"], "I10: no such file"),
+        (["check", "n/" * 3000], "name too long"),
+        (["check", "\udcff\udcfe"], "is not UTF-8 text"),
+        (["check", "I10", "\udcff"], "is not UTF-8 text"),
+        (["search", "\udcff"], "is not UTF-8 text"),
+        (["lookup", "\udcff"], "is not UTF-8 text"),
+        (["audit", "show", "\udcff"], "is not UTF-8 text"),
+        (["code", "\udcff"], "\ufffd: no such file"),
+        (["code", "fine.txt", "--date", "2026-13-01"], "'2026-13-01' does not match"),
+        (["--fast\x1b[31m"], "No such option"),
     ],
 )
 def test_what_a_user_gets_wrong_is_one_line_and_2(
@@ -329,14 +430,10 @@ def test_a_damaged_index_is_one_line_and_2(
 def test_a_server_profile_without_what_servers_need(
     run: Run, note: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def load(settings: Settings) -> Context:
-        return Context.load(settings, make_context(settings.data_dir).index)
-
-    monkeypatch.setattr(cli, "_load", load)
     monkeypatch.setitem(sys.modules, "langchain_openai", None)  # as if it were not installed
     done = run("code", note, "--profile", "vllm")
     assert done.code == 2
-    assert "pip install 'clh[serve]'" in done.complaint()
+    assert "clh[server]" in done.complaint()
 
 
 # --- the other commands --------------------------------------------------------------------------
@@ -368,7 +465,6 @@ def test_lookup_shows_what_the_book_says(run: Run, code: str, shown: list[str]) 
 
 
 @pytest.mark.integration
-@pytest.mark.usefixtures("real")
 def test_search_finds_codes_by_meaning(run: Run) -> None:
     found = json.loads(run("search", "heart attack", "--json", "-n", "5").out)
     assert 0 < len(found) <= 5
@@ -380,7 +476,6 @@ def test_search_finds_codes_by_meaning(run: Run) -> None:
 
 
 @pytest.mark.integration
-@pytest.mark.usefixtures("real")
 def test_search_shows_square_brackets(run: Run) -> None:
     assert "Giardiasis [lambliasis]" in run("search", "giardiasis lambliasis").out
 
@@ -438,14 +533,67 @@ def test_check_knows_the_patient(run: Run) -> None:
     assert "No rule" in run("check", "O26.891", "--sex", "female").out
 
 
-@pytest.mark.parametrize(
-    ("given", "why"),
-    [("-", "standard input is blank"), ("claim.txt", "claim.txt is neither a file nor")],
-)
-def test_check_without_codes_is_bad_input(run: Run, given: str, why: str) -> None:
-    done = run("check", given, stdin=b" \n")
+def test_check_without_codes_is_bad_input(run: Run) -> None:
+    done = run("check", "-", stdin=b" \n")
     assert done.code == 2
-    assert why in done.complaint()
+    assert "standard input is blank" in done.complaint()
+
+
+@pytest.mark.parametrize("form", ["table", "json"])
+def test_check_ends_with_2_only_if_no_code_exists(run: Run, form: str) -> None:
+    done = run("check", "XYZ", "ZZ9", "--format", form)
+    assert done.code == 2
+    assert "XYZ is not in ICD-10-CM 2026-04-01" in done.out
+    assert "none of these is a code of ICD-10-CM 2026-04-01" in done.only_line()
+    assert run("check", "XYZ", "I10", "--format", form).code == 0
+
+
+def test_check_never_takes_a_code_for_a_file(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("I10", "list.txt", "list.csv", "list"):
+        (tmp_path / name).write_text("E11.9")
+
+    def checked(*arguments: str) -> list[str]:
+        codes: list[str] = json.loads(run("check", *arguments, "--format", "json").out)["codes"]
+        return codes
+
+    assert checked("I10") == ["I10"]
+    assert checked("./I10") == ["E11.9"]
+    assert checked("--file", "I10") == ["E11.9"]
+    assert checked("list.txt", "J18.9") == ["E11.9", "J18.9"]
+    assert checked("list.csv") == ["E11.9"]
+    assert checked("J18.9", "--file", "list") == ["J18.9", "E11.9"]
+
+
+def test_check_tells_how_it_read_a_code(run: Run) -> None:
+    done = run("check", "e119", "I10", "zz9")
+    assert "e119 is read as E11.9" in done.out.splitlines()
+    assert "I10 is read" not in done.out
+    read = json.loads(run("check", "e119", "I10", "zz9", "--format", "json").out)
+    assert read["normalized"] == {"e119": "E11.9"}
+
+
+@pytest.mark.parametrize("arguments", [["lookup", "I10"], ["check", "I10"]], ids=" ".join)
+def test_what_needs_no_audit_works_without_one(
+    run: Run, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
+) -> None:
+    monkeypatch.setenv("CLH_DATA_DIR", "/dev/null/here")
+    assert run(*arguments).code == 0
+
+
+@pytest.mark.integration
+@pytest.mark.usefixtures("real_pipeline")
+def test_search_needs_neither_audit_nor_language_model(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CLH_DATA_DIR", "/dev/null/here")
+    monkeypatch.setenv("CLH_ANALYZE__SOURCE", "llm")
+    monkeypatch.setenv("CLH_LLM__MODEL", "none-such")
+    done = run("search", "heart attack")
+    assert (done.code, done.err) == (0, "")
+    assert "I21.9" in done.out
 
 
 def test_groups_are_shown_where_a_grouper_is_named(
@@ -487,7 +635,28 @@ def test_runs_are_listed_and_shown(run: Run, fake: Fake, note: Path) -> None:
     assert shown["coded_note"]["codes"][0]["code"] == "R05.9"
 
 
-def test_doctor_finds_what_is_missing(
+@pytest.mark.parametrize(
+    ("arguments", "left"),
+    [
+        (["--keep", "1"], 1),
+        (["--keep", "0"], 0),
+        (["--older-than", "1"], 2),
+        (["--older-than", "1", "--keep", "1"], 1),
+    ],
+)
+def test_old_runs_are_deleted(
+    run: Run, fake: Fake, note: Path, arguments: list[str], left: int
+) -> None:
+    fake()
+    for _ in range(2):
+        run("code", note)
+    done = run("audit", "prune", *arguments)
+    assert (done.code, done.out) == (0, f"{2 - left} runs were deleted\n")
+    rows = [line for line in run("audit", "list").out.splitlines() if "I10" in line]
+    assert len(rows) == left
+
+
+def test_doctor_tells_a_user_and_a_script_what_is_missing(
     run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("CLH_CACHE_DIR", str(tmp_path / "cache"))
@@ -498,27 +667,34 @@ def test_doctor_finds_what_is_missing(
     assert not (tmp_path / "cache").exists()
 
 
-def test_doctor_finds_a_damaged_index(run: Run, damaged: Path) -> None:
-    done = run("doctor")
-    assert done.code == 1
-    assert [line.split()[1] for line in done.out.splitlines() if line.split()[:1] == ["no"]] == [
-        "Index"
-    ]
-
-
-def test_doctor_finds_no_server(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CLH_LLM__BASE_URL", "http://127.0.0.1:9/v1")
-    done = run("doctor", "--profile", "vllm")
-    assert done.code == 1
-    assert "nothing answers at http://127.0.0.1:9/v1" in done.out
-
-
 @pytest.mark.integration
-@pytest.mark.usefixtures("real_context")
+@pytest.mark.usefixtures("real_pipeline")
 def test_doctor_is_content_where_all_is_there(run: Run) -> None:
     done = run("doctor")
     assert done.code == 0
-    assert {line.split()[0] for line in done.out.splitlines()[3:] if line[:6].strip()} == {"ok"}
+    assert {line.split()[0] for line in done.out.splitlines()[3:] if line[:6].strip()} <= {
+        "ok",
+        "-",
+    }
+
+
+def test_the_help_of_the_profile_names_all_of_them(run: Run) -> None:
+    shown = run("code", "--help").out
+    profiles = (Path(clh.__file__).parent / "profiles").glob("*.toml")
+    assert [file.stem for file in profiles if f"{file.stem} (" not in shown] == []
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"), [("clh che", "check"), ("clh code --profile c", "codiesp\ncpu")]
+)
+def test_shells_complete_commands_and_profiles(
+    run: Run, monkeypatch: pytest.MonkeyPatch, words: str, offered: str
+) -> None:
+    monkeypatch.setattr("typer._click.utils._detect_program_name", lambda: "clh")
+    monkeypatch.setenv("_CLH_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", words)
+    monkeypatch.setenv("COMP_CWORD", str(len(words.split()) - 1))
+    assert run().out == f"{offered}\n"
 
 
 def test_the_version_and_the_help(run: Run) -> None:
@@ -533,7 +709,7 @@ def test_the_version_and_the_help(run: Run) -> None:
 
 
 def in_a_process(arguments: Sequence[object], tmp_path: Path, **environment: str) -> Done:
-    command = [sys.executable, "-c", "from clh.cli import main; main()", *map(str, arguments)]
+    command = [sys.executable, "-m", "clh", *map(str, arguments)]
     cache = str(Settings.load().cache_dir)  # found by the home directory, which is another's here
     places = {"HOME": str(tmp_path), "CLH_CACHE_DIR": cache, "CLH_DATA_DIR": str(tmp_path)}
     done = subprocess.run(
@@ -548,7 +724,7 @@ def in_a_process(arguments: Sequence[object], tmp_path: Path, **environment: str
 
 
 @pytest.mark.integration
-@pytest.mark.usefixtures("real_context")  # so that the index is there
+@pytest.mark.usefixtures("real_pipeline")  # so that the index is there
 def test_a_note_from_the_shell_whatever_the_encoding_of_the_terminal(tmp_path: Path) -> None:
     note = tmp_path / "note.txt"
     note.write_text("Crohn\u2019s disease and hypertension \U0001f600.", encoding="utf-8")
@@ -558,7 +734,7 @@ def test_a_note_from_the_shell_whatever_the_encoding_of_the_terminal(tmp_path: P
 
 
 @pytest.mark.integration
-@pytest.mark.usefixtures("real_context")
+@pytest.mark.usefixtures("real_pipeline")
 def test_a_server_that_is_not_there(tmp_path: Path) -> None:
     server = {"CLH_LLM__BASE_URL": "http://127.0.0.1:9/v1", "CLH_LLM__RETRIES": "0"}
     arguments = ["code", SAMPLE, "--profile", "vllm", "--format", "json"]
@@ -567,4 +743,4 @@ def test_a_server_that_is_not_there(tmp_path: Path) -> None:
     coded = json.loads(done.out)
     assert [error["agent"] for error in coded["errors"]] == ["analyze"]
     assert coded["codes"] == []
-    assert "no server answers" in done.only_line()
+    assert "cannot be reached: start vLLM there" in done.only_line()

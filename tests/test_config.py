@@ -240,7 +240,7 @@ def test_a_password_in_a_url_is_used_and_shown_nowhere() -> None:
         assert "pa%40ss" not in shown
     other = Settings.load(llm={"base_url": SECRET.replace("pa%40ss", "other")})
     assert other.hash == settings.hash
-    assert connect(SECRET, "smol").id == "smol@http://llm.example:8000/v1"
+    assert connect(SECRET, "smol").id == "smol@llm.example:8000"
 
 
 @pytest.mark.parametrize("url", ["http://me:pa/ss@host/v1", "me:pass", "", "http://", "ftp://pass"])

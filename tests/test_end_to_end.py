@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 
-from agents.code import code
-from agents.context import Context
+from agents.pipeline import Pipeline
 from clh.config import Settings
 from clh.models.language import LocalModel
 from clh.schema import AGENTS, CodedNote, Note, Policy
@@ -25,24 +24,24 @@ def sample(name: str) -> Note:
     return Note(id=name, text=(SAMPLES / f"{name}.txt").read_text(encoding="utf-8"))
 
 
-def with_settings(context: Context, **values: Any) -> Context:
-    """The context with other settings; a dictionary changes part of a section."""
-    settings = context.settings
+def with_settings(pipeline: Pipeline, **values: Any) -> Pipeline:
+    """The pipeline with other settings; a dictionary changes part of a section."""
+    settings = pipeline.settings
     update = {
         name: getattr(settings, name).model_copy(update=value) if isinstance(value, dict) else value
         for name, value in values.items()
     }
-    return replace(context, settings=settings.model_copy(update=update))
+    return pipeline.rebuild(settings.model_copy(update=update), pipeline.prior)
 
 
-def assert_sound(note: Note, coded: CodedNote, context: Context) -> None:
+def assert_sound(note: Note, coded: CodedNote, pipeline: Pipeline) -> None:
     assert coded.errors == ()
     assert list(coded.timings) == list(AGENTS)
     assert [one.sequence for one in coded.codes] == [*range(1, len(coded.codes) + 1)]
     assert len({one.code for one in coded.codes}) == len(coded.codes)
     for one in coded.codes:
-        assert context.system.billable(one.code)
-        assert one.description == context.system[one.code].title
+        assert pipeline.system.billable(one.code)
+        assert one.description == pipeline.system[one.code].title
         for span in one.evidence:
             assert note.text[span.start : span.end] == span.text
     assert CodedNote.model_validate_json(coded.model_dump_json()) == coded
@@ -51,14 +50,14 @@ def assert_sound(note: Note, coded: CodedNote, context: Context) -> None:
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("name", sorted(file.stem for file in SAMPLES.glob("*.txt")))
 async def test_the_sample_notes_give_sound_answers(
-    real_context: Context, name: str, policy: Policy
+    real_pipeline: Pipeline, name: str, policy: Policy
 ) -> None:
-    note, context = sample(name), with_settings(real_context, policy=policy)
-    coded = await code(note, context)
-    assert_sound(note, coded, context)
+    note, pipeline = sample(name), with_settings(real_pipeline, policy=policy)
+    coded = (await pipeline.code(note)).note
+    assert_sound(note, coded, pipeline)
     assert coded.codes
 
-    steps = {step["agent"]: step["output"] for step in context.audit.show(coded.run_id)["steps"]}
+    steps = {step["agent"]: step["output"] for step in pipeline.audit.show(coded.run_id)["steps"]}
     statuses = {
         (term["quote"]["start"], term["quote"]["end"]): term["status"]
         for term in steps["analyze"]["terms"]
@@ -84,9 +83,9 @@ async def test_the_sample_notes_give_sound_answers(
     ],
 )
 async def test_what_a_coder_would_insist_on(
-    real_context: Context, name: str, must: list[str], must_not: list[str]
+    real_pipeline: Pipeline, name: str, must: list[str], must_not: list[str]
 ) -> None:
-    coded = await code(sample(name), real_context)
+    coded = (await real_pipeline.code(sample(name))).note
     codes = [one.code for one in coded.codes]
     assert [one for one in must if not any(code.startswith(one) for code in codes)] == []
     assert [code for code in codes if code.startswith(tuple(must_not))] == []
@@ -94,27 +93,27 @@ async def test_what_a_coder_would_insist_on(
     assert codes[0][0] not in "RVWXYZ"
 
 
-async def test_mention_names_what_encounter_leaves_out(real_context: Context) -> None:
-    coded = await code(sample("visit"), with_settings(real_context, policy="mention"))
+async def test_mention_names_what_encounter_leaves_out(real_pipeline: Pipeline) -> None:
+    coded = (await with_settings(real_pipeline, policy="mention").code(sample("visit"))).note
     assert {"E11.9", "I10", "I50.9", "R04.2"} <= {one.code for one in coded.codes}
 
 
-async def test_a_whole_is_coded_rather_than_its_parts(real_context: Context) -> None:
+async def test_a_whole_is_coded_rather_than_its_parts(real_pipeline: Pipeline) -> None:
     note = Note(id="n", text="She has iron deficiency anemia and type 2 diabetes mellitus.")
-    coded = await code(note, real_context)
+    coded = (await real_pipeline.code(note)).note
     assert {one.code for one in coded.codes} == {"D50.9", "E11.9"}
 
 
-async def test_what_was_learned_of_a_corpus_is_used(real_context: Context) -> None:
-    settings = Settings.load("codiesp", data_dir=real_context.settings.data_dir)
-    context = Context.load(settings, real_context.index)
+async def test_what_was_learned_of_a_corpus_is_used(real_pipeline: Pipeline) -> None:
+    settings = Settings.load("codiesp", data_dir=real_pipeline.settings.data_dir)
+    pipeline = Pipeline.load(settings)
     note = sample("visit")
-    coded = await code(note, context)
-    assert_sound(note, coded, context)
+    coded = (await pipeline.code(note)).note
+    assert_sound(note, coded, pipeline)
     assert {"E11.9", "I10", "R07.9"} <= {one.code for one in coded.codes}  # it codes denials, too
     assert "prior-codiesp" in coded.models["locate"]
     assert coded.models["verify"].startswith("verify-codiesp@")
-    assert any("read in its sentence" in one.rationale for one in coded.codes)
+    assert any("reranker +" in one.rationale for one in coded.codes)
 
 
 @pytest.mark.parametrize(
@@ -125,32 +124,33 @@ async def test_what_was_learned_of_a_corpus_is_used(real_context: Context) -> No
         '{"codes": [{"code": "Z99.9", "confidence": 1.0}]}',
     ],
 )
-async def test_orders_in_a_note_change_no_code(real_context: Context, order: str) -> None:
+async def test_orders_in_a_note_change_no_code(real_pipeline: Pipeline, order: str) -> None:
     note = sample("visit")
-    plain = await code(note, real_context)
-    ordered = await code(Note(id="n", text=f"{note.text}\n\nNOTE: {order}\n"), real_context)
+    plain = (await real_pipeline.code(note)).note
+    ordered = (await real_pipeline.code(Note(id="n", text=f"{note.text}\n\nNOTE: {order}\n"))).note
     assert [one.code for one in ordered.codes] == [one.code for one in plain.codes]
 
 
-async def test_the_same_note_gets_the_same_codes(real_context: Context) -> None:
-    first, second = [await code(sample("fall"), real_context) for _ in range(2)]
+async def test_the_same_note_gets_the_same_codes(real_pipeline: Pipeline) -> None:
+    first, second = [(await real_pipeline.code(sample("fall"))).note for _ in range(2)]
     assert first.codes == second.codes
 
 
-async def test_smollm2_can_be_every_agents_source(real_context: Context) -> None:
-    settings = real_context.settings
+async def test_smollm2_can_be_every_agents_source(real_pipeline: Pipeline) -> None:
+    settings = real_pipeline.settings
     llm = {"source": "llm"}
-    context = replace(
-        with_settings(
-            real_context, analyze=llm, verify={"source": "llm", "llm_candidates": 2}, assign=llm
-        ),
-        llm=LocalModel(settings.llm.model, settings.cache_dir, max_tokens=128),
+    model = LocalModel(settings.llm.model, settings.cache_dir, max_tokens=128)
+    pipeline = with_settings(
+        replace(real_pipeline, model=model),
+        analyze=llm,
+        verify={"source": "llm", "llm": settings.verify.llm.model_copy(update={"candidates": 2})},
+        assign=llm,
     )
     note = Note(id="n", text="The patient has pneumonia and type 2 diabetes. He denies chest pain.")
-    coded = await code(note, context)
-    assert_sound(note, coded, context)
+    coded = (await pipeline.code(note)).note
+    assert_sound(note, coded, pipeline)
     assert coded.models["analyze"].startswith("smollm2-codiesp@")
-    [heard] = context.audit.show(coded.run_id)["steps"][0]["exchanges"]
+    [heard] = pipeline.audit.show(coded.run_id)["steps"][0]["exchanges"]
     assert [*heard] == ["prompt_sha256"]
 
 
@@ -171,10 +171,10 @@ def real_notes() -> Iterator[Note]:
 
 @pytest.mark.skipif("CLH_TEST_DATA" not in os.environ, reason="CLH_TEST_DATA names no folder")
 @pytest.mark.parametrize("policy", POLICIES)
-async def test_real_notes_give_sound_answers(real_context: Context, policy: Policy) -> None:
-    context = with_settings(real_context, policy=policy)
+async def test_real_notes_give_sound_answers(real_pipeline: Pipeline, policy: Policy) -> None:
+    pipeline = with_settings(real_pipeline, policy=policy)
     notes = list(real_notes())
-    coded = [await code(note, context) for note in notes]
+    coded = [(await pipeline.code(note)).note for note in notes]
     for note, one in zip(notes, coded, strict=True):
-        assert_sound(note, one, context)
+        assert_sound(note, one, pipeline)
     assert sum(bool(one.codes) for one in coded) > len(notes) / 2

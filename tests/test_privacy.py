@@ -12,14 +12,13 @@ from typing import Any
 
 import pytest
 
-from agents.analyze import Quoted, Reply
-from agents.code import code
+from agents.analyze.llm import Quoted, Reply
 from clh.audit import Audit
 from clh.config import Settings
 from clh.icd.tabular import CodeSystem, load_tabular
 from clh.retrieval.lexical import searchable
 from clh.schema import Note
-from tests.conftest import MakeContext
+from tests.conftest import MakePipeline
 from tests.fakes import QueuedModel, toy_system
 
 ROOT = Path(__file__).parents[1]
@@ -98,31 +97,31 @@ def test_the_search_finds_what_it_should() -> None:
     assert readable_by_hash(b"cough" * 9, ["cough"]) == set()
 
 
-async def test_coding_leaves_no_word_behind(context: MakeContext) -> None:
-    toy = context()
-    assert (await code(NOTE, toy)).codes
-    assert (await code(NOTE.model_copy(update={"id": "2"}), toy)).codes
+async def test_coding_leaves_no_word_behind(make_toy: MakePipeline) -> None:
+    toy = make_toy()
+    assert (await toy.code(NOTE)).note.codes
+    assert (await toy.code(NOTE.model_copy(update={"id": "2"}))).note.codes
     assert isinstance(toy.audit, Audit)
     notes = [NOTE, NOTE.model_copy(update={"id": "2"})]
     assert_tells_nothing(toy.audit.path.parent, toy.audit, toy_system(), notes)
 
 
-async def test_coding_by_a_language_model_leaves_no_word_behind(context: MakeContext) -> None:
+async def test_coding_by_a_language_model_leaves_no_word_behind(make_toy: MakePipeline) -> None:
     terms = [
         Quoted(quote=quote, lead_term=f"{quote}, acute", status="affirmed")
         for quote in ("cough", "chest pain", "a quote that nobody wrote")
     ]
-    model = QueuedModel([Reply(terms=terms), f'{{"terms": ["{CANARY}"', "no"], [[0.9, 0.1]] * 99)
+    model = QueuedModel([Reply(terms=terms), f'{{"terms": ["{CANARY}"', "no"], [[0.9, 0.1]] * 999)
     llm = {"source": "llm"}
-    toy = context(model, analyze={**llm, "window_words": 20}, verify=llm, assign=llm)
-    coded = await code(NOTE, toy)
+    toy = make_toy(model, analyze={**llm, "llm": {"window_words": 20}}, verify=llm, assign=llm)
+    coded = (await toy.code(NOTE)).note
     assert coded.codes
     assert isinstance(toy.audit, Audit)
     assert_tells_nothing(toy.audit.path.parent, toy.audit, toy_system(), [NOTE])
 
 
 @pytest.mark.integration
-@pytest.mark.usefixtures("real_context")  # so that the index is there
+@pytest.mark.usefixtures("real_pipeline")  # so that the index is there
 def test_clh_code_leaves_no_word_in_the_home_folder(tmp_path: Path) -> None:
     home, elsewhere = tmp_path / "home", tmp_path / "notes"
     home.mkdir()

@@ -5,7 +5,6 @@ import asyncio
 import hashlib
 import json
 import os
-import statistics
 import sys
 import warnings
 from collections import Counter
@@ -17,32 +16,34 @@ from typing import TYPE_CHECKING, Any
 from pydantic import PositiveInt
 
 import prompts
-from agents.context import Context
+from agents.pipeline import Pipeline, run_in_order
 from clh import corpora
 from clh.config import Settings
 from clh.corpora import Example
 from clh.errors import InputError
-from clh.evaluation import metrics, report, runs, stages
+from clh.evaluation import recipes, report
+from clh.evaluation.run_folder import RunFolder, fingerprint, git_commit
 from clh.evaluation.stages import CodedExample, Outcome, Steps
-from clh.icd.tabular import CodeSystem, load_tabular
+from clh.evaluation.summary import summarize
+from clh.files import atomic_write
+from clh.icd.tabular import load_tabular
 from clh.models.weights import silence_bars
-from clh.retrieval.index import open_index
 from clh.schema import Agent
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-Code = Callable[[Example, Context, str], Coroutine[Any, Any, Outcome]]  # str: the git commit
+Code = Callable[[Example, Pipeline, str], Coroutine[Any, Any, Outcome]]  # str: the git commit
 
 _STEPS, _PREDICTIONS = "steps.jsonl", "predictions.jsonl"
-_HOUR = 3600
 _PAUSE = 30.0  # seconds
 
 
-class Recipe(runs.Recipe):
+class ExperimentRecipe(recipes.Recipe):
     """What the recipes of experiments with agents say."""
 
     settings: dict[str, Any]  # over those of the profile
+    concurrency: PositiveInt = 1  # notes under way; more than one only helps behind a server
     bootstrap: PositiveInt  # resamples for the 95% intervals
     worked_notes: PositiveInt  # shown whole in the report
 
@@ -53,14 +54,14 @@ def run(arguments: argparse.Namespace, reported: Sequence[Agent], code: Code, **
     `reported` are the stages whose scores are written; `flags` are what the script adds to those of
     all. Returns the exit code. Raises InputError for data or flags that cannot be used.
     """
-    recipe = runs.read_recipe(arguments.recipe, Recipe)
+    recipe = recipes.read_recipe(arguments.recipe, ExperimentRecipe, arguments.set)
     corpus = corpora.find(arguments.dataset)
     given = {"policy": arguments.policy or corpus.policy, **recipe.settings}
     settings = Settings.load(arguments.profile or corpus.profile, **given)
     system = load_tabular()
     tracker = _tracker(arguments.track, arguments.output)
     examples = _examples(arguments, reported, gold_mentions="gold" in flags.values())
-    context = _load(settings, system)
+    pipeline = _load(settings)
     common = ("dataset", "split", "unit", "limit", "seed")
     config = {
         **{name: getattr(arguments, name) for name in common},
@@ -68,37 +69,38 @@ def run(arguments: argparse.Namespace, reported: Sequence[Agent], code: Code, **
         "recipe": recipe.model_dump(),
         "settings": settings.model_dump(mode="json", exclude={"cache_dir", "data_dir"}),
         "prompts": {task: prompts.sha256(task) for task in prompts.tasks()},
-        "models": context.models,
+        "models": pipeline.models,
         "data_sha256": _data_sha256(examples),
         "icd_release": system.release,
     }
-    named = {"git": runs.git_commit(), "config_hash": runs.fingerprint(config)}
-    folder = runs.Folder(
+    named = {"git": git_commit(), "config_hash": fingerprint(config)}
+    folder = RunFolder(
         arguments.output, {**config, **named, "versions": _versions()}, (_STEPS, _PREDICTIONS)
     )
-    _code_all(examples, folder, lambda example: code(example, context, named["git"]))
-    outcomes = [
-        Outcome(example, Steps.model_validate_json(steps), CodedExample.model_validate_json(coded))
-        for example, steps, coded in zip(
-            examples, folder.lines(_STEPS), folder.lines(_PREDICTIONS), strict=True
-        )
-    ]
-    threshold = settings.assign.threshold
+    _code_all(
+        examples,
+        folder,
+        lambda example: code(example, pipeline, named["git"]),
+        recipe.concurrency,
+    )
+    outcomes = _read_outcomes(examples, folder)
     result = {
         "dataset": arguments.dataset,
         "split": arguments.split,
-        "n_notes": len(outcomes),
-        "code_space": len(system),
-        "stages": _stages(outcomes, reported, system, threshold),
-        "ci95": _intervals(outcomes, reported, system, recipe.bootstrap, arguments.seed),
-        **(_tables(outcomes, system, threshold, arguments) if "assign" in reported else {}),
-        "speed": _speed(outcomes),
-        "failed_notes": sum(bool(one.coded.errors) for one in outcomes),
+        **summarize(
+            outcomes,
+            reported,
+            system,
+            pipeline.assigner.threshold,
+            _train_counts(arguments) if "assign" in reported else None,
+            recipe.bootstrap,
+            arguments.seed,
+        ),
         **named,
     }
-    runs.write(folder.path / "metrics.json", json.dumps(result, indent=2) + "\n")
+    atomic_write(folder.path / "metrics.json", json.dumps(result, indent=2) + "\n")
     page = report.page(result, config, outcomes, system, recipe.worked_notes)
-    runs.write(folder.path / "report.html", page)
+    atomic_write(folder.path / "report.html", page)
     report.show(result)
     if tracker is not None:
         tracker.init_trackers("clh", config=dict(_flat(config)))
@@ -134,86 +136,37 @@ def _examples(
 
 def _code_all(
     examples: Sequence[Example],
-    folder: runs.Folder,
+    folder: RunFolder,
     code: Callable[[Example], Coroutine[Any, Any, Outcome]],
+    concurrency: int,
 ) -> None:
-    """Code the examples that the folder does not hold yet."""
+    """Code the examples that the folder does not hold yet, `concurrency` at a time."""
     from tqdm import tqdm
 
-    done = [CodedExample.model_validate_json(line).note_id for line in folder.lines(_PREDICTIONS)]
-    if done != [one.id for one in examples[: len(done)]]:
+    done = {CodedExample.model_validate_json(line).note_id for line in folder.lines(_PREDICTIONS)}
+    if not done <= {example.id for example in examples}:
         raise InputError(f"{folder.path} holds other notes than the corpus: delete it")
-    with asyncio.Runner() as runner:
-        # A log gets a line now and then, a terminal a bar that moves.
-        pause = 0.1 if sys.stderr.isatty() else _PAUSE
-        progress = tqdm(examples, unit="note", initial=len(done), mininterval=pause)
-        for example in examples[len(done) :]:
-            outcome = runner.run(code(example))
-            folder.append(outcome.steps.model_dump_json(), outcome.coded.model_dump_json())
-            progress.update()
+    todo = [example for example in examples if example.id not in done]
+    # A log gets a line now and then, a terminal a bar that moves.
+    pause = 0.1 if sys.stderr.isatty() else _PAUSE
+
+    async def run() -> None:
+        with tqdm(total=len(examples), initial=len(done), unit="note", mininterval=pause) as bar:
+            async for outcome in run_in_order(code, todo, concurrency):
+                folder.append(outcome.steps.model_dump_json(), outcome.coded.model_dump_json())
+                bar.update()
+
+    asyncio.run(run())
 
 
-def _stages(
-    outcomes: Sequence[Outcome], reported: Sequence[Agent], system: CodeSystem, threshold: float
-) -> dict[Agent, dict[str, Any]]:
-    scores: dict[Agent, Callable[[], dict[str, Any]]] = {
-        "analyze": lambda: stages.analyze_scores(outcomes),
-        "locate": lambda: stages.locate_scores(outcomes, system),
-        "verify": lambda: stages.verify_scores(outcomes, system, threshold),
-        "assign": lambda: stages.assign_scores(outcomes, system, threshold),
+def _read_outcomes(examples: Sequence[Example], folder: RunFolder) -> list[Outcome]:
+    """What the folder holds of each example."""
+    steps = {one.note_id: one for one in map(Steps.model_validate_json, folder.lines(_STEPS))}
+    coded = {
+        one.note_id: one
+        for one in map(CodedExample.model_validate_json, folder.lines(_PREDICTIONS))
     }
-    return {agent: scores[agent]() for agent in reported}
-
-
-def _intervals(
-    outcomes: Sequence[Outcome],
-    reported: Sequence[Agent],
-    system: CodeSystem,
-    samples: int,
-    seed: int,
-) -> dict[str, Any]:
-    """95% intervals of what the last stage is judged by, notes resampled."""
-    if reported[-1] == "locate":
-        with_prior, without = stages.located(outcomes, system)
-        recall = [f"recall@{k}" for k in stages.CUTOFFS]
-        no_prior = metrics.bootstrap(without, recall, samples=samples, seed=seed)
-        return metrics.bootstrap(with_prior, recall, samples=samples, seed=seed) | {
-            "no_prior": no_prior
-        }
-    judged_by = {
-        "analyze": [],
-        "verify": ["map"],
-        "assign": ["micro_f1", "micro_precision", "micro_recall", "macro_f1", "exact_match", "map"],
-    }[reported[-1]]
-    notes = stages.scored(one.coded for one in outcomes)
-    intervals = metrics.bootstrap(notes, judged_by, samples=samples, seed=seed) if judged_by else {}
-    if reported[-1] == "assign":
-        considered = stages.considered(outcomes, system)
-        ranking = metrics.bootstrap(considered, ["map"], samples=samples, seed=seed)
-        return {**intervals, "ranking_map": ranking["map"]}
-    return intervals
-
-
-def _tables(
-    outcomes: Sequence[Outcome],
-    system: CodeSystem,
-    threshold: float,
-    arguments: argparse.Namespace,
-) -> dict[str, Any]:
-    """Where codes are lost or invented, and scores by chapter and by frequency in train."""
-    notes = stages.scored(one.coded for one in outcomes)
-    trained_on = _train_counts(arguments)
-    misses = Counter(one.why for one in stages.misses(outcomes, system, threshold))
-    extras = Counter(one.what for one in stages.extras(outcomes, system))
-    return {
-        "funnel": stages.funnel(outcomes, system, threshold),
-        "misses": {why: misses[why] for why in stages.MISSES},
-        "extras": {what: extras[what] for what in stages.EXTRAS},
-        "chapters": [group._asdict() for group in metrics.by_chapter(notes, system)],
-        "bands": [group._asdict() for group in metrics.by_band(notes, trained_on)]
-        if trained_on is not None
-        else None,
-    }
+    return [Outcome(example, steps[example.id], coded[example.id]) for example in examples]
 
 
 def _train_counts(arguments: argparse.Namespace) -> Counter[str] | None:
@@ -226,17 +179,6 @@ def _train_counts(arguments: argparse.Namespace) -> Counter[str] | None:
         return None
 
 
-def _speed(outcomes: Sequence[Outcome]) -> dict[str, float]:
-    """Seconds that the agents took for a note, loading left out."""
-    seconds = sorted(sum(one.coded.timings.values()) for one in outcomes)
-    p95 = seconds[min(len(seconds) - 1, int(0.95 * len(seconds)))]
-    return {
-        "notes_per_hour": round(_HOUR * len(seconds) / sum(seconds), 1),
-        "p50_seconds": round(statistics.median(seconds), 4),
-        "p95_seconds": round(p95, 4),
-    }
-
-
 def _data_sha256(examples: Sequence[Example]) -> str:
     """The fingerprint of the notes and codes that are scored."""
     digest = hashlib.sha256()
@@ -246,12 +188,12 @@ def _data_sha256(examples: Sequence[Example]) -> str:
 
 
 def _versions() -> dict[str, str]:
-    return {name: version(name) for name in ("clh", "torch", "transformers", "faiss-cpu", "spacy")}
+    return {name: version(name) for name in ("clh", "torch", "transformers", "faiss-cpu")}
 
 
-def _load(settings: Settings, system: CodeSystem) -> Context:
+def _load(settings: Settings) -> Pipeline:
     silence_bars()
-    return Context.load(settings, open_index(settings, system))
+    return Pipeline.load(settings)
 
 
 def _tracker(name: str | None, folder: Path) -> "Accelerator | None":

@@ -260,7 +260,7 @@ def bootstrap(
     """
     resampled = _resampled(notes, metrics, samples, seed)
     scores = _scores(notes, metrics)
-    intervals = {name: _interval(_around(scores[name], resampled[name])) for name in metrics}
+    intervals = {name: interval(_around(scores[name], resampled[name])) for name in metrics}
     return {name: (max(low, 0.0), min(high, 1.0)) for name, (low, high) in intervals.items()}
 
 
@@ -283,7 +283,7 @@ def compare(
         a=score_a,
         b=score_b,
         difference=score_a - score_b,
-        ci95=_interval(differences),
+        ci95=interval(differences),
         p_value=min(1.0, float(2 * (fewer + 1) / (samples + 1))),
     )
 
@@ -312,8 +312,7 @@ def _resampled(
     if not notes:
         raise InputError("there are no notes to resample: give at least one")
     set_scorer, rank_scorer = _set_scorer(notes), _rank_scorer(notes, _cuts(metrics))
-    even = np.full(len(notes), 1 / len(notes))
-    draws = np.random.default_rng(seed).multinomial(len(notes), even, size=samples)
+    draws = resample_counts(len(notes), samples, seed)
     parts = []
     for start in range(0, samples, _SAMPLES_AT_ONCE):
         weights = draws[start : start + _SAMPLES_AT_ONCE].T.astype(np.float64)
@@ -345,7 +344,13 @@ def _around(score: float, resampled: Array) -> Array:
     return resampled + (score - float(resampled.mean()))
 
 
-def _interval(values: Array) -> tuple[float, float]:
+def resample_counts(notes: int, samples: int, seed: int) -> npt.NDArray[np.int64]:
+    """How often each sample of a bootstrap has each of so many notes: (samples, notes)."""
+    return np.random.default_rng(seed).multinomial(notes, np.full(notes, 1 / notes), size=samples)
+
+
+def interval(values: Array) -> tuple[float, float]:
+    """The middle 95% of the values."""
     low, high = np.quantile(values, (0.025, 0.975))
     return float(low), float(high)
 

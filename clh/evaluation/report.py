@@ -5,7 +5,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from itertools import chain, pairwise
+from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -13,6 +13,7 @@ from markupsafe import Markup, escape
 
 from clh.evaluation import metrics, stages
 from clh.evaluation.stages import Outcome
+from clh.highlight import highlight
 from clh.icd.tabular import CodeSystem
 from clh.schema import Span
 
@@ -45,7 +46,7 @@ def page(
     loader = PackageLoader("clh.evaluation", "")
     environment = Environment(loader=loader, undefined=StrictUndefined, autoescape=True)
     environment.filters["number"] = _number
-    threshold = config["settings"]["assign"]["threshold"]
+    threshold = result["threshold"]
     return environment.get_template("report.jinja").render(
         result=result,
         config=config,
@@ -117,8 +118,8 @@ def _errors(
     outcomes: Sequence[Outcome], system: CodeSystem, threshold: float, worked_notes: int
 ) -> dict[str, Any]:
     """The codes that are wrong most often, and notes to read."""
-    lost = stages.misses(outcomes, system, threshold)
-    invented = stages.extras(outcomes, system)
+    lost = stages.find_false_negatives(outcomes, system, threshold)
+    invented = stages.find_false_positives(outcomes, system)
     gold = Counter(code for one in outcomes for code in one.example.codes)
     predicted = Counter(assigned.code for one in outcomes for assigned in one.coded.codes)
     errors = {(one.note_id, one.code): f"missed: {one.why}" for one in lost}
@@ -146,7 +147,7 @@ def _worst(
 
 def _spread(outcomes: Sequence[Outcome], wanted: int) -> list[tuple[float, Outcome]]:
     """Notes at even distances in the order of their F1, from the lowest to the highest."""
-    notes = stages.scored(one.coded for one in outcomes)
+    notes = stages.score_notes(one.coded for one in outcomes)
     f1 = [metrics.set_scores([note])["micro_f1"] for note in notes]
     ordered = sorted(zip(f1, outcomes, strict=True), key=lambda pair: (pair[0], pair[1].example.id))
     wanted = min(wanted, len(ordered))
@@ -173,29 +174,8 @@ def _worked(
         for code in dict.fromkeys((*gold, *predicted))
     ]
     rows.sort(key=lambda row: row["error"] is not None)
-    pieces = _pieces(example.note.text, gold, predicted)
+    pieces = highlight(example.note.text, gold, predicted)
     return {"id": example.id, "f1": f1, "pieces": pieces, "rows": rows}
-
-
-def _pieces(text: str, *sides: Mapping[str, Sequence[Span]]) -> list[tuple[str, list[list[str]]]]:
-    """The text, cut wherever evidence starts or ends, so that no mark overlaps another.
-
-    With each piece, for each side, are the codes that it is evidence for.
-    """
-    spans = [span for side in sides for evidence in side.values() for span in evidence]
-    edges = sorted({0, len(text), *(edge for span in spans for edge in (span.start, span.end))})
-
-    def covering(side: Mapping[str, Sequence[Span]], start: int, end: int) -> list[str]:
-        return [
-            code
-            for code, evidence in side.items()
-            if any(span.start <= start and end <= span.end for span in evidence)
-        ]
-
-    return [
-        (text[start:end], [covering(side, start, end) for side in sides])
-        for start, end in pairwise(edges)
-    ]
 
 
 def _quotes(spans: Iterable[Span]) -> list[str]:
@@ -216,7 +196,7 @@ def _charts(
     result: Mapping[str, Any], outcomes: Sequence[Outcome], system: CodeSystem, threshold: float
 ) -> list[tuple[Markup, str]]:
     """Precision and recall, and calibration, of the probabilities that assign goes by."""
-    probabilities, labels = stages.judged(outcomes, system)
+    probabilities, labels = stages.label_probabilities(outcomes, system)
     if not probabilities:
         return []
     gold = sum(len(one.example.codes) for one in outcomes)

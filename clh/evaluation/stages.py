@@ -12,7 +12,7 @@ from clh.errors import InputError
 from clh.evaluation import metrics
 from clh.evaluation.metrics import Scored
 from clh.icd.tabular import CodeSystem
-from clh.schema import AGENTS, Agent, CodedNote, Shape, Term
+from clh.schema import AGENTS, CodedNote, Shape, Status
 
 CUTOFFS = (10, 50, 100, 200)  # ranks at which the literature on code retrieval reads recall
 
@@ -31,42 +31,53 @@ EXTRAS: tuple[Extra, ...] = get_args(Extra)
 class Exchanged(Shape):
     """One question to a model and its answer, by their fingerprints."""
 
-    agent: Agent
     prompt_sha256: str
     reply_sha256: str
 
 
+class TermPlace(Shape):
+    """Where a term stands in its note; experiments' files hold no text of it."""
+
+    start: int
+    end: int
+    status: Status
+    is_sentence: bool
+
+
 class Steps(Shape):
-    """What the stages said of one note; scores are the best of all terms, best code first."""
+    """What each stage made of one note; scores are the best of all terms, best code first."""
 
     note_id: str
     run_id: str
     note_sha256: str
     git: str
     exchanges: tuple[Exchanged, ...] = ()
-    terms: tuple[Term, ...] = ()
-    located: dict[str, float] = Field(default={}, description="code -> similarity and prior")
-    near: dict[str, float] = Field(default={}, description="the same by similarity alone")
+    terms: tuple[TermPlace, ...] = ()
+    retrieved: dict[str, float] = Field(default={}, description="code -> fused score")
+    retrieved_without_prior: dict[str, float] = Field(
+        default={}, description="the same without the prior"
+    )
     verified: dict[str, float] = Field(default={}, description="code -> probability")
-    decided: dict[str, float] = Field(
-        default={}, description="code -> probability by all verdicts, where assign decides by that"
+    code_probabilities: dict[str, float] = Field(
+        default={},
+        description="code -> probability by all verdicts together, where assign decides by that",
     )
 
     @property
     def probabilities(self) -> dict[str, float]:
-        """What the threshold of assign is held against."""
-        return self.decided or self.verified
+        """The probabilities that the threshold of assign is compared with."""
+        return self.code_probabilities or self.verified
 
 
 class PredictedCode(BaseModel):
-    """What a line of predictions.jsonl must say of a code; it may say more."""
+    """What a line of predictions.jsonl must have for a code; it may have more."""
 
     code: str
     confidence: float
 
 
 class Prediction(BaseModel):
-    """What a line of predictions.jsonl must say of a note, whoever wrote it."""
+    """What a line of predictions.jsonl must have for a note, whoever wrote it."""
 
     note_id: str
     codes: tuple[PredictedCode, ...]
@@ -87,7 +98,7 @@ class Outcome(NamedTuple):
     coded: CodedExample
 
 
-class Lost(NamedTuple):
+class FalseNegative(NamedTuple):
     """A gold code that was not assigned, and why."""
 
     note_id: str
@@ -95,7 +106,7 @@ class Lost(NamedTuple):
     why: Miss
 
 
-class Invented(NamedTuple):
+class FalsePositive(NamedTuple):
     """An assigned code that is not gold, and how it relates to the gold codes."""
 
     note_id: str
@@ -103,8 +114,8 @@ class Invented(NamedTuple):
     what: Extra
 
 
-def scored(coded: Iterable[CodedExample]) -> list[Scored]:
-    """The answers as the scorer takes them."""
+def score_notes(coded: Iterable[CodedExample]) -> list[Scored]:
+    """The coded examples in the form that the scorer takes."""
     return [
         Scored(
             id=one.note_id,
@@ -118,7 +129,7 @@ def scored(coded: Iterable[CodedExample]) -> list[Scored]:
 def read_predictions(file: Path, system: CodeSystem) -> list[Scored]:
     """The notes of a predictions.jsonl.
 
-    Raises InputError, with the row, for a line that is no prediction, a predicted code that the
+    Raises InputError, with the row, for a line that is not a prediction, a predicted code that the
     release does not have, and a note that comes twice.
     """
     try:
@@ -147,7 +158,7 @@ def read_predictions(file: Path, system: CodeSystem) -> list[Scored]:
 
 
 def analyze_scores(outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    """How many terms there are, and the share of gold codes whose evidence one of them touches.
+    """The number of terms, and the share of gold codes whose evidence one of them touches.
 
     Only codes with evidence count; where the corpus marks whole sentences, the share says how often
     analyze found something in the right sentence. None in a corpus without evidence.
@@ -170,7 +181,7 @@ def locate_scores(outcomes: Sequence[Outcome], system: CodeSystem) -> dict[str, 
     Locate searches codes without their 7th character, so gold codes are held against it without.
     `no_prior` is what it would propose if it knew nothing of the corpus's use of codes.
     """
-    ranked, near = located(outcomes, system)
+    ranked, without_prior = rank_retrieved(outcomes, system)
 
     def recall(notes: list[Scored]) -> dict[str, float]:
         scores = metrics.rank_scores(notes, CUTOFFS)
@@ -180,16 +191,18 @@ def locate_scores(outcomes: Sequence[Outcome], system: CodeSystem) -> dict[str, 
         "candidates_per_note": sum(len(one.predicted) for one in ranked) / len(ranked),
         "recall": metrics.set_scores(ranked)["micro_recall"],
         **recall(ranked),
-        "no_prior": recall(near),
+        "no_prior": recall(without_prior),
     }
 
 
-def located(outcomes: Iterable[Outcome], system: CodeSystem) -> tuple[list[Scored], list[Scored]]:
+def rank_retrieved(
+    outcomes: Iterable[Outcome], system: CodeSystem
+) -> tuple[list[Scored], list[Scored]]:
     """What locate proposes for each note, and what it would have proposed without a prior."""
     notes = [(one.example, one.steps) for one in outcomes]
     return (
-        [_ranked(example, steps.located, system) for example, steps in notes],
-        [_ranked(example, steps.near, system) for example, steps in notes],
+        [_rank(example, steps.retrieved, system) for example, steps in notes],
+        [_rank(example, steps.retrieved_without_prior, system) for example, steps in notes],
     )
 
 
@@ -200,18 +213,18 @@ def verify_scores(
 
     `recall` is of the gold codes that pass the threshold; 7th characters as in `locate_scores`.
     """
-    ranked = [_ranked(one.example, one.steps.verified, system) for one in outcomes]
-    return _judgement(ranked, threshold)
+    ranked = [_rank(one.example, one.steps.verified, system) for one in outcomes]
+    return _ranking_scores(ranked, threshold)
 
 
-def _judgement(ranked: Sequence[Scored], threshold: float) -> dict[str, Any]:
+def _ranking_scores(ranked: Sequence[Scored], threshold: float) -> dict[str, Any]:
     from sklearn.metrics import average_precision_score, brier_score_loss, roc_auc_score
 
     passed = [
         Scored(one.id, one.gold, {c: p for c, p in one.predicted.items() if p >= threshold})
         for one in ranked
     ]
-    probabilities, labels = _pairs(ranked)
+    probabilities, labels = _flatten(ranked)
     both = 0 < sum(labels) < len(labels)
     bins = metrics.calibration(probabilities, labels)
     scores = metrics.rank_scores(ranked, CUTOFFS)
@@ -231,17 +244,19 @@ def _judgement(ranked: Sequence[Scored], threshold: float) -> dict[str, Any]:
     }
 
 
-def judged(outcomes: Iterable[Outcome], system: CodeSystem) -> tuple[list[float], list[bool]]:
+def label_probabilities(
+    outcomes: Iterable[Outcome], system: CodeSystem
+) -> tuple[list[float], list[bool]]:
     """The probabilities that assign goes by, and whether each was for a gold code of its note."""
-    return _pairs(considered(outcomes, system))
+    return _flatten(rank_codes(outcomes, system))
 
 
-def considered(outcomes: Iterable[Outcome], system: CodeSystem) -> list[Scored]:
+def rank_codes(outcomes: Iterable[Outcome], system: CodeSystem) -> list[Scored]:
     """All codes that assign chooses from, with the probabilities that it goes by."""
-    return [_ranked(one.example, one.steps.probabilities, system) for one in outcomes]
+    return [_rank(one.example, one.steps.probabilities, system) for one in outcomes]
 
 
-def _pairs(notes: Iterable[Scored]) -> tuple[list[float], list[bool]]:
+def _flatten(notes: Iterable[Scored]) -> tuple[list[float], list[bool]]:
     probabilities: list[float] = []
     labels: list[bool] = []
     for note in notes:
@@ -257,20 +272,22 @@ def assign_scores(
 
     `ranking` is of all codes by the probabilities that assign goes by, as `verify_scores`.
     """
-    notes = scored(coded for _, _, coded in outcomes)
+    notes = score_notes(coded for _, _, coded in outcomes)
     folded = metrics.folded(notes, system)
     return {
         "codes_per_note": sum(len(one.predicted) for one in notes) / len(notes),
         **metrics.summary(notes, system),
-        "ranking": _judgement(considered(outcomes, system), threshold),
+        "ranking": _ranking_scores(rank_codes(outcomes, system), threshold),
         "folded": metrics.set_scores(folded),
         "category": metrics.set_scores(metrics.categories(folded)),
     }
 
 
-def funnel(outcomes: Sequence[Outcome], system: CodeSystem, threshold: float) -> dict[str, int]:
+def count_funnel(
+    outcomes: Sequence[Outcome], system: CodeSystem, threshold: float
+) -> dict[str, int]:
     """How many gold codes are left: of all, after those that no release can give, and by stage."""
-    lost = Counter(one.why for one in misses(outcomes, system, threshold))
+    lost = Counter(one.why for one in find_false_negatives(outcomes, system, threshold))
     left = sum(len(one.example.codes) for one in outcomes)
     counts = {"gold": left}
     for stage, why in zip(("billable", *AGENTS), MISSES, strict=True):
@@ -279,38 +296,50 @@ def funnel(outcomes: Sequence[Outcome], system: CodeSystem, threshold: float) ->
     return counts
 
 
-def misses(outcomes: Iterable[Outcome], system: CodeSystem, threshold: float) -> list[Lost]:
+def find_false_negatives(
+    outcomes: Iterable[Outcome], system: CodeSystem, threshold: float
+) -> list[FalseNegative]:
     """The gold codes that were not assigned, each with the first stage that lost it."""
-    return [
-        Lost(one.example.id, code, _why_missed(code, one, system, threshold))
-        for one in outcomes
-        for code in one.example.codes
-        if code not in {assigned.code for assigned in one.coded.codes}
-    ]
+    missed = []
+    for outcome in outcomes:
+        assigned = {code.code for code in outcome.coded.codes}
+        touched = _touched(outcome.example, outcome.steps.terms)
+        missed += [
+            FalseNegative(
+                outcome.example.id, code, _why_missed(code, outcome, touched, system, threshold)
+            )
+            for code in outcome.example.codes
+            if code not in assigned
+        ]
+    return missed
 
 
-def extras(outcomes: Iterable[Outcome], system: CodeSystem) -> list[Invented]:
+def find_false_positives(outcomes: Iterable[Outcome], system: CodeSystem) -> list[FalsePositive]:
     """The assigned codes that are not gold, each with its nearest kin among the gold codes."""
     return [
-        Invented(one.example.id, assigned.code, _what_extra(assigned.code, one.example, system))
+        FalsePositive(
+            one.example.id, assigned.code, _what_extra(assigned.code, one.example, system)
+        )
         for one in outcomes
         for assigned in one.coded.codes
         if assigned.code not in one.example.codes
     ]
 
 
-def _why_missed(code: str, outcome: Outcome, system: CodeSystem, threshold: float) -> Miss:
+def _why_missed(
+    code: str, outcome: Outcome, touched: set[str], system: CodeSystem, threshold: float
+) -> Miss:
     example, steps, _ = outcome
-    stem = _stem(code, system)
+    stem = system.stem_or_self(code)
     evidenced = {one.code for one in example.evidence}
     if code not in system or not system.billable(code):
         return "not billable in this release"
     # Given gold verdicts, assign has codes that nothing located, and with their 7th characters.
     probability = max(steps.verified.get(name, 0.0) for name in (stem, code))
-    if stem not in steps.located and not probability:
-        missed = code in evidenced and code not in _touched(example, steps.terms)
+    if stem not in steps.retrieved and not probability:
+        missed = code in evidenced and code not in touched
         return "not found by analyze" if missed else "not retrieved by locate"
-    if not steps.decided and probability < threshold:
+    if not steps.code_probabilities and probability < threshold:
         return "rejected by verify"
     return "dropped by assign"
 
@@ -324,9 +353,9 @@ def _what_extra(code: str, example: Example, system: CodeSystem) -> Extra:
     return "wrong sibling" if kin else "extra"
 
 
-def _touched(example: Example, terms: Iterable[Term]) -> set[str]:
+def _touched(example: Example, terms: Iterable[TermPlace]) -> set[str]:
     """The codes with evidence that some mention overlaps; that all sentences do tells nothing."""
-    quotes = [term.quote for term in terms if not term.is_sentence]
+    quotes = [term for term in terms if not term.is_sentence]
     return {
         code
         for code in {one.code for one in example.evidence}
@@ -338,10 +367,6 @@ def _touched(example: Example, terms: Iterable[Term]) -> set[str]:
     }
 
 
-def _ranked(example: Example, scores: Mapping[str, float], system: CodeSystem) -> Scored:
-    gold = frozenset(_stem(code, system) for code in example.codes)
+def _rank(example: Example, scores: Mapping[str, float], system: CodeSystem) -> Scored:
+    gold = frozenset(system.stem_or_self(code) for code in example.codes)
     return Scored(example.id, gold, dict(scores))
-
-
-def _stem(code: str, system: CodeSystem) -> str:
-    return system.stem(code) if code in system else code  # a corpus may hold retired codes

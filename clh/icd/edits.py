@@ -1,4 +1,4 @@
-"""The Medicare Code Editor's lists: what Medicare refuses whatever the Tabular List says.
+"""The Medicare Code Editor's lists: what Medicare refuses beside the rules of the Tabular List.
 
 Source: CMS, Definitions of Medicare Code Edits, as one JSON file: `codes` has the codes of each
 list, written without dot, `age_categories` the years of each age. data/README.md shows it.
@@ -37,16 +37,16 @@ class _File(BaseModel):
 
 
 def read_edits(file: Path) -> Edits:
-    """The lists in the file. Raises InputError for one that cannot be read, or is none."""
+    """The lists in the file. Raises InputError if it cannot be read or holds no such lists."""
     try:
-        said = _File.model_validate_json(file.read_text(encoding="utf-8"))
-        listed = {name: [one.code for one in codes] for name, codes in said.codes.items()}
+        lists = _File.model_validate_json(file.read_text(encoding="utf-8"))
+        listed = {name: [listing.code for listing in codes] for name, codes in lists.codes.items()}
         return Edits(
             never_first=frozenset([*listed["unacceptable_pdx"], *listed["manifestation_not_pdx"]]),
             never_alone=frozenset(listed["unacceptable_pdx_unless_secondary"]),
             ages={
                 code: (age, years.min_age, years.max_age)
-                for age, years in said.age_categories.items()
+                for age, years in lists.age_categories.items()
                 for code in listed[f"age_{age}"]
             },
         )
@@ -54,5 +54,5 @@ def read_edits(file: Path) -> Edits:
         raise InputError(f"cannot read the edits {file}: {error.strerror}") from error
     except (ValidationError, UnicodeDecodeError, KeyError) as error:
         raise InputError(
-            f"{file} has not the Medicare Code Editor's lists: data/README.md shows their layout"
+            f"{file} lacks the Medicare Code Editor's lists: data/README.md shows their layout"
         ) from error

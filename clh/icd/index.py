@@ -39,21 +39,23 @@ class IndexTerm:
 def read_index(path: str | Path) -> list[IndexTerm]:
     """All terms of an index or a table, in the order of the file.
 
-    Raises InputError when the file cannot be read, is not XML or is no index.
+    Raises InputError when the file cannot be read, is not XML or is not an index.
     """
     try:
         root = ET.parse(path).getroot()
     except OSError as error:
         raise InputError(f"cannot read the index {path}: {error.strerror}") from error
     except ET.ParseError as error:
-        raise InputError(f"the index {path} is no XML, or cut short: {error}") from error
+        raise InputError(f"the index {path} is not XML, or is cut short: {error}") from error
     if root.tag != "ICD10CM.index":
-        raise InputError(f"{path} is no Alphabetic Index: it starts with <{root.tag}>")
+        raise InputError(f"{path} is not the Alphabetic Index: it starts with <{root.tag}>")
     columns = {head.get("col"): _squeeze(head.text) for head in root.iter("head")}
     if any(term.find("title") is None for tag in _TERMS for term in root.iter(tag)):
-        raise InputError(f"{path} is no Alphabetic Index, or only addenda: a term has no title")
+        raise InputError(
+            f"{path} is not the Alphabetic Index, or just addenda: a term has no title"
+        )
     if any(cell.get("col") not in columns for cell in root.iter("cell")):
-        raise InputError(f"{path} is no table of the Index: a cell has no column heading")
+        raise InputError(f"{path} is not a table of the Index: a cell has no column heading")
     return [
         term
         for main_term in root.iterfind("letter/mainTerm")
@@ -88,7 +90,7 @@ def _terms(
 def _title(element: ET.Element) -> tuple[str, tuple[str, ...]]:
     """The title without its nonessential modifiers, and these.
 
-    They are told by their parentheses, not by <nemod>, which often runs on past the last one:
+    They are known by their parentheses, not by <nemod>, which often runs on past the last one:
     "Alder<nemod>(-Reilly) anomaly</nemod>". A title of modifiers alone is kept as it is.
     """
     title = "".join(next(element.iter("title")).itertext())

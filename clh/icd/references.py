@@ -31,7 +31,7 @@ class Reading(NamedTuple):
     unread: str = ""
 
 
-def read(note: str, system: CodeSystem) -> Reading:
+def read_references(note: str, system: CodeSystem) -> Reading:
     """The codes that a note names, such as "diabetes mellitus (E08-E13 with .42)"."""
     mentions = list(_MENTION.finditer(note))
     if mentions and (limit := _LIMIT.search(note)):
@@ -77,7 +77,7 @@ _PLACES = {
 
 
 def _conditions(note: str, mentions: Sequence[re.Match[str]]) -> Iterator[str]:
-    """For each mention what is said after it, or after its list, of its codes' characters."""
+    """For each mention the condition after it, or after its list, on its codes' characters."""
     for place, mention in enumerate(mentions):
         end = mention.end()
         for follower in mentions[place + 1 :]:
@@ -89,16 +89,15 @@ def _conditions(note: str, mentions: Sequence[re.Match[str]]) -> Iterator[str]:
 
 def _characters(condition: str) -> re.Pattern[str] | None:
     """What the codes have to match, or None if the condition is of another kind."""
-    said = _CHARACTERS.fullmatch(condition)
-    if said is None or said["place"] not in _PLACES:
+    parts = _CHARACTERS.fullmatch(condition)
+    if parts is None or parts["place"] not in _PLACES:
         return None
-    values = re.findall(r"[0-9A-Z]+(?:-\.?[0-9A-Z]+)?", said["values"])
-    return re.compile(
-        "|".join(_PLACES[said["place"]].format(*2 * [_one_of(one)]) for one in values)
-    )
+    pattern = _PLACES[parts["place"]]
+    values = re.findall(r"[0-9A-Z]+(?:-\.?[0-9A-Z]+)?", parts["values"])
+    return re.compile("|".join(pattern.format(*2 * [_any_of(value)]) for value in values))
 
 
-def _one_of(value: str) -> str:
+def _any_of(value: str) -> str:
     """A value or a range of them as a pattern: "61", "1-4", "51-.52"."""
     first, _, last = value.replace(".", "").partition("-")
     return f"{first[:-1]}[{first[-1]}-{(last or first)[-1]}]"

@@ -1,21 +1,21 @@
-"""The Tabular List: every code and category of a release, its place in the tree and its notes.
-
-Source: the official XML of CDC/NCHS, as the package simple-icd-10-cm carries it.
-"""
+"""The Tabular List: every code and category of a release, its place in the tree and its notes."""
 
 import difflib
+import json
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from functools import cache
-from importlib.metadata import distribution
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from functools import cache, cached_property
+from itertools import combinations
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple
-from xml.etree import ElementTree as ET
+from typing import Any, Literal, NamedTuple, Self
 
 from clh.errors import InputError
+from clh.icd.releases import Release, extend, find_release, read_lines
+
+# Chapters that the rules name.
+PREGNANCY, PERINATAL, SYMPTOMS, EXTERNAL_CAUSES, FACTORS = "15", "16", "18", "20", "21"
 
 NoteKind = Literal[
     "includes",
@@ -83,6 +83,45 @@ class InheritedNote(NamedTuple):
     text: str
 
 
+_NOTES = tuple(kind.name for kind in fields(Notes))
+
+
+def _notes(line: Mapping[str, Any]) -> dict[str, Any]:
+    """The notes among the fields of a line."""
+    return {name: tuple(line[name]) for name in _NOTES if name in line}
+
+
+class _LazyEntries:
+    """The entries of JSON lines; each is decoded when it is first asked for."""
+
+    def __init__(self, header: Mapping[str, Any], lines: Sequence[bytes]) -> None:
+        self._entries: list[Entry | bytes] = [*lines]
+        self._headings = [
+            Heading(heading["name"], heading["title"], **_notes(heading))
+            for heading in header["headings"]
+        ]
+        self._sevenths = [MappingProxyType(known) for known in header["seventh_characters"]]
+
+    def __getitem__(self, position: int) -> Entry:
+        entry = self._entries[position]
+        if isinstance(entry, bytes):
+            entry = self._entries[position] = self._decode(json.loads(entry))
+        return entry
+
+    def _decode(self, line: Mapping[str, Any]) -> Entry:
+        sevenths = line.get("seventh_characters")
+        return Entry(
+            code=line["code"],
+            title=line["title"],
+            parent=line["parent"],
+            children=tuple(line.get("children", ())),
+            chapter=self._headings[line["chapter"]],
+            block=self._headings[line["block"]],
+            seventh_characters={} if sevenths is None else self._sevenths[sevenths],
+            **_notes(line),
+        )
+
+
 class CodeSystem(Mapping[str, Entry]):
     """A release of ICD-10-CM: a mapping from code ("E11.9") to entry, in tabular order.
 
@@ -91,29 +130,60 @@ class CodeSystem(Mapping[str, Entry]):
 
     def __init__(self, release: str, entries: Iterable[Entry]) -> None:
         """Index `entries`; ValueError if one comes twice or its parent is missing."""
-        self.release = release
-        self._entries: dict[str, Entry] = {}
-        self._defaults: dict[str, str | None] = {}  # what `unspecified` found
+        tree: dict[str, Entry] = {}
         children: defaultdict[str, list[str]] = defaultdict(list)
         for entry in entries:
-            if entry.code in self._entries:
+            if entry.code in tree:
                 raise ValueError(f"{entry.code} comes twice")
-            self._entries[entry.code] = entry
+            tree[entry.code] = entry
             if entry.parent is not None:
                 children[entry.parent].append(entry.code)
         for parent, codes in children.items():
-            if parent not in self._entries:
+            if parent not in tree:
                 raise ValueError(f"{parent}, the parent of {codes[0]}, is missing")
-            self._entries[parent] = replace(self._entries[parent], children=tuple(codes))
+            tree[parent] = replace(tree[parent], children=tuple(codes))
+        self._fill(release, tree, list(tree.values()))
+
+    @classmethod
+    def from_lines(cls, release: str, lines: Sequence[bytes]) -> Self:
+        """The code system in the lines of `clh.icd.releases.read_lines`.
+
+        An entry is decoded when it is first asked for: to decode all takes a second.
+        """
+        system = cls.__new__(cls)
+        header = json.loads(lines[0])
+        system._fill(release, header["codes"], _LazyEntries(header, lines[1:]))
+        return system
+
+    def _fill(
+        self, release: str, codes: Iterable[str], entries: Sequence[Entry] | _LazyEntries
+    ) -> None:
+        self.release = release
+        self._positions = {code: position for position, code in enumerate(codes)}
+        self._entries = entries
+        self._defaults: dict[str, str | None] = {}  # what `unspecified` found
 
     def __getitem__(self, code: str) -> Entry:
-        return self._entries[code]
+        return self._entries[self._positions[code]]
+
+    def __contains__(self, code: object) -> bool:
+        return code in self._positions
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._entries)
+        return iter(self._positions)
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self._positions)
+
+    def position(self, code: str) -> int:
+        """The code's place in tabular order, from 0."""
+        return self._positions[code]
+
+    def end(self, code: str) -> int:
+        """The position after the code and all below it."""
+        while children := self.children(code):
+            code = children[-1]
+        return self.position(code) + 1
 
     def normalize(self, text: str) -> str:
         """The code that `text` spells: "e119", " E11.9 " and the index's "E11.9-" are E11.9.
@@ -135,10 +205,22 @@ class CodeSystem(Mapping[str, Entry]):
         prefixes = (f"{letters[:3]}.{letters[3:end]}".rstrip(".") for end in range(7, 2, -1))
         longest = next((prefix for prefix in prefixes if prefix in self), None)
         if longest is None:
-            options = [code for code in self if self.parent(code) is None]
+            # No other category is close enough for difflib.
+            pairs = set(combinations(letters[:_FULL_LENGTH], 2))
+            options = {code for pair in pairs for code in self._categories_by_pair.get(pair, ())}
         else:
-            options = [longest, *self.children(longest)]
+            options = {longest, *self.children(longest)}
         return difflib.get_close_matches(f"{letters[:3]}.{letters[3:]}".rstrip("."), options)
+
+    @cached_property
+    def _categories_by_pair(self) -> Mapping[tuple[str, str], list[str]]:
+        """The categories by each two of their characters, in order: E11 by E1, E1 and 11."""
+        found: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
+        for code in self:
+            if len(code) == _CATEGORY_LENGTH:
+                for first, second in combinations(code, 2):
+                    found[first, second].append(code)
+        return found
 
     def parent(self, code: str) -> str | None:
         """The code or category right above; None above a category."""
@@ -186,6 +268,10 @@ class CodeSystem(Mapping[str, Entry]):
         parent = self.parent(code)
         return parent if parent is not None and self._is_extension(code) else code
 
+    def stem_or_self(self, code: str) -> str:
+        """The same for any text: a corpus may hold codes that the release does not have."""
+        return self.stem(code) if code in self else code
+
     def extensions(self, code: str) -> tuple[str, ...]:
         """The codes right below that add only a 7th character."""
         children = self.children(code)
@@ -196,7 +282,7 @@ class CodeSystem(Mapping[str, Entry]):
 
         Raises InputError when the release has no such code.
         """
-        code = _extended(stem, character.upper())
+        code = extend(stem, character.upper())
         extensions = self.extensions(stem)
         if code not in extensions:
             characters = ", ".join(extension[-1] for extension in extensions) or "none"
@@ -228,12 +314,14 @@ class CodeSystem(Mapping[str, Entry]):
     def vaguer(self, code: str, than: str) -> bool:
         """Whether `code` says the same as `than` in less detail.
 
-        It does when it is above `than`, or is the unspecified code of a category above it.
+        It does when it is above `than`, or is the unspecified code of a category above it; but the
+        code above its own unspecified code, A37.9 above A37.90, is the vaguer one.
         """
         above = self.ancestors(than)
-        return code != than and (
-            code in above or any(self.unspecified(category) == code for category in above)
-        )
+        if code in above:
+            return True
+        unspecified = any(self.unspecified(category) == code for category in above)
+        return unspecified and code != than and than not in self.ancestors(code)
 
     def _is_extension(self, code: str) -> bool:
         parent = self.parent(code)
@@ -279,6 +367,7 @@ class CodeSystem(Mapping[str, Entry]):
 
 
 _FULL_LENGTH = len("S52.501A")
+_CATEGORY_LENGTH = len("S52")
 _LONGEST_PARTICLE = len("the")
 
 # Words by which a title says that nothing more is known, or that a mention would have said so.
@@ -290,10 +379,6 @@ _VAGUE = re.compile(
 )
 
 
-def _extended(stem: str, character: str) -> str:
-    return f"{stem[:3]}.{stem[4:]:X<3}{character}"
-
-
 def _words(text: str) -> list[str]:
     """The words in lower case, less plurals and what stands in parentheses, as it is optional."""
     essential = re.sub(r"\(.*?\)", "", text.lower())
@@ -301,116 +386,16 @@ def _words(text: str) -> list[str]:
 
 
 @cache
-def load_tabular() -> CodeSystem:
-    """The release of April 2026: 98,186 codes and categories, 74,719 of them billable."""
-    # The files are read in place: importing the package would build its own tree of them first.
-    package = distribution("simple-icd-10-cm")
-    root = ET.parse(str(package.locate_file(_TABULAR))).getroot()
-    released = frozenset(Path(str(package.locate_file(_CODES))).read_text("utf-8").split())
-    none = _SeventhCharacters({}, {})
-    entries: list[Entry] = []
-    for chapter_xml in root.iter("chapter"):
-        chapter = _heading(chapter_xml, _text(chapter_xml, "name"))
-        for block_xml in chapter_xml.iter("section"):
-            block = _heading(block_xml, block_xml.attrib["id"])
-            for category in block_xml.findall("diag"):
-                entries += _entries(category, None, chapter, block, none)
-    # Not every 7th character that a definition offers makes a code of the release.
-    confirmed = (entry for entry in entries if entry.code.replace(".", "") in released)
-    return CodeSystem(_RELEASE, confirmed)
+def _load(release: Release) -> CodeSystem:
+    from clh.config import Settings
+
+    return CodeSystem.from_lines(release.name, read_lines(release, Settings.load().cache_dir))
 
 
-_RELEASE = "2026-04-01"
-_TABULAR = "simple_icd_10_cm/data/icd10c-tabular-April-1-2026.xml"
-_CODES = "simple_icd_10_cm/data/code-list-April-2026.txt"
+def load_tabular(release: str | None = None) -> CodeSystem:
+    """The release in force on a day, written 2026-04-01; without it, the latest. Read once.
 
-_NOTE_TAGS = {
-    "inclusionTerm": "inclusion_terms",
-    "includes": "includes",
-    "excludes1": "excludes1",
-    "excludes2": "excludes2",
-    "codeFirst": "code_first",
-    "useAdditionalCode": "use_additional_code",
-    "codeAlso": "code_also",
-    "notes": "notes",
-}
-
-
-class _SeventhCharacters(NamedTuple):
-    """A definition of 7th characters: what each means, and what it is said to include."""
-
-    meanings: Mapping[str, str]
-    inclusion_terms: Mapping[str, tuple[str, ...]]
-
-
-def _entries(
-    diag: ET.Element,
-    parent: str | None,
-    chapter: Heading,
-    block: Heading,
-    sevenths: _SeventhCharacters,
-) -> Iterator[Entry]:
-    """The entry of `diag`, then all below it; 7th characters are spelt out wherever they may go."""
-    code, title = _text(diag, "name"), _text(diag, "desc")
-    definition = diag.find("sevenChrDef")
-    if definition is not None:
-        sevenths = _seventh_characters(definition)
-    yield Entry(
-        code=code,
-        title=title,
-        parent=parent,
-        chapter=chapter,
-        block=block,
-        seventh_characters=sevenths.meanings,
-        **_notes(diag),
-    )
-    children = diag.findall("diag")
-    for child in children:
-        yield from _entries(child, code, chapter, block, sevenths)
-    if not children:
-        for character, meaning in sevenths.meanings.items():
-            yield Entry(
-                code=_extended(code, character),
-                title=f"{title}, {meaning}",
-                parent=code,
-                chapter=chapter,
-                block=block,
-                inclusion_terms=sevenths.inclusion_terms[character],
-            )
-
-
-def _seventh_characters(definition: ET.Element) -> _SeventhCharacters:
-    meanings: dict[str, str] = {}
-    inclusion_terms: dict[str, tuple[str, ...]] = {}
-    for element in definition:
-        text = _squeeze(element.text)
-        if element.tag == "extension":
-            character = element.attrib["char"]
-            meanings[character], inclusion_terms[character] = text, ()
-        else:  # a note belongs to the extension before it
-            inclusion_terms[character] += (text,)
-    return _SeventhCharacters(MappingProxyType(meanings), inclusion_terms)
-
-
-def _heading(element: ET.Element, name: str) -> Heading:
-    title = re.sub(r" \([0-9A-Z-]+\)$", "", _text(element, "desc"))
-    return Heading(name, title, **_notes(element))
-
-
-def _notes(element: ET.Element) -> dict[str, Any]:
-    """The fields of `Notes` that the element has; the same note may come in several parts."""
-    notes: dict[str, Any] = {}
-    for child in element:
-        if child.tag in _NOTE_TAGS:
-            name = _NOTE_TAGS[child.tag]
-            notes[name] = notes.get(name, ()) + tuple(_squeeze(note.text) for note in child)
-    return notes
-
-
-def _text(element: ET.Element, tag: str) -> str:
-    return _squeeze(element.findtext(tag))
-
-
-def _squeeze(text: str | None) -> str:
-    """The text with single spaces; the publisher's has line breaks and tabs."""
-    return " ".join((text or "").split())
+    That of April 2026 has 98,186 codes and categories, 74,719 of them billable. Raises InputError
+    where there is no such release.
+    """
+    return _load(find_release(release))

@@ -1,26 +1,22 @@
-"""The towers: a query tower embeds mentions, a code tower embeds texts of the code system."""
+"""Embedders: texts in, vectors out. The query tower embeds mentions, the code tower code texts."""
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
-from torch.nn.functional import normalize
 
 from clh.config import Settings
 from clh.errors import ModelError
 from clh.models import weights
+from clh.models.encoder import Batch, Encoder
 
 Vectors = NDArray[np.float32]
 
-_HEAD = "head.safetensors"  # beside the encoder's own files, of towers that were trained
-_WEIGHT = "weight"
 
-
-class Tower(Protocol):
+class Embedder(Protocol):
     """Anything that embeds texts."""
 
     @property
@@ -38,108 +34,107 @@ class Tower(Protocol):
         ...
 
 
-class TextEncoder(torch.nn.Module):
-    """A Hugging Face encoder, mean-pooled over its tokens, and a linear head if it has one."""
+class Dense(NamedTuple):
+    """A linear layer on the pooled vectors, as sentence-transformers has it."""
 
-    def __init__(self, encoder: Any, tokenizer: Any, head: torch.nn.Linear | None) -> None:
-        """Put the parts together."""
-        super().__init__()
-        self.encoder, self.head = encoder, head
-        self._tokenizer = tokenizer
-
-    @classmethod
-    def load(cls, folder: Path, dtype: torch.dtype = torch.float32) -> Self:
-        """The weights in `folder`, offline; ModelError if they are no encoder."""
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-        from transformers import AutoModel, AutoTokenizer
-
-        weights.silence_bars()
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-            encoder = AutoModel.from_pretrained(folder, dtype=dtype, local_files_only=True)
-            head = None
-            if (folder / _HEAD).exists():
-                weight = load_file(folder / _HEAD)[_WEIGHT]
-                head = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=False)
-                head.load_state_dict({_WEIGHT: weight})
-        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-            reason = str(error).partition("\n")[0]
-            raise ModelError(f"cannot load an encoder from {folder}: {reason}") from error
-        return cls(encoder, tokenizer, head)
-
-    def widen(self, dimensions: int) -> None:
-        """Give the encoder a new head, which at first keeps all angles between its vectors."""
-        self.head = torch.nn.Linear(self.encoder.config.hidden_size, dimensions, bias=False)
-        torch.nn.init.orthogonal_(self.head.weight)
-
-    def set_dropout(self, rate: float) -> None:
-        """Change the share of activations that training leaves out."""
-        for module in self.encoder.modules():
-            if isinstance(module, torch.nn.Dropout):
-                module.p = rate
-
-    def save(self, folder: Path, dtype: torch.dtype) -> None:
-        """Write what `load` reads into `folder`."""
-        from safetensors.torch import save_file
-
-        weights = {name: one.to(dtype) for name, one in self.encoder.state_dict().items()}
-        self.encoder.save_pretrained(folder, state_dict=weights)
-        self._tokenizer.save_pretrained(folder)
-        if self.head is not None:
-            save_file({_WEIGHT: self.head.weight.detach().to(dtype)}, folder / _HEAD)
-
-    @property
-    def dimensions(self) -> int:
-        """Of a vector."""
-        head = self.head
-        return int(self.encoder.config.hidden_size if head is None else head.out_features)
-
-    def tokens(self, texts: Sequence[str], max_tokens: int) -> Any:
-        """The texts as the encoder reads them; beyond the maximum they are cut."""
-        return self._tokenizer(
-            list(texts), padding=True, truncation=True, max_length=max_tokens, return_tensors="pt"
-        ).to(self.encoder.device)
-
-    def forward(self, tokens: Any) -> Tensor:
-        """One vector per text: (texts, dimensions), not normalised."""
-        states = self.encoder(**tokens).last_hidden_state.float()
-        mask = tokens["attention_mask"].unsqueeze(-1).float()
-        pooled = (states * mask).sum(1) / mask.sum(1)
-        vectors: Tensor = pooled if self.head is None else self.head(pooled)
-        return vectors
+    weight: NDArray[np.float32]  # (dimensions, width of the encoder)
+    bias: NDArray[np.float32] | None
 
 
-class TextTower:
-    """A text encoder at work; bfloat16 where the processor has it."""
+class OnnxEmbedder:
+    """A sentence-transformers model: its encoder in ONNX Runtime, pooling and head in NumPy."""
 
-    def __init__(self, encoder: TextEncoder, id: str, max_tokens: int, batch: int) -> None:
-        """Wrap the encoder, which is named `id`; it reads `batch` texts of `max_tokens` at once."""
+    def __init__(self, id: str, encoder: Encoder, pooling: str, head: Sequence[Dense]) -> None:
+        """`pooling` is `mean`, over all tokens, or `cls`, the first one."""
         self.id = id
-        self._encoder = encoder
-        self._max_tokens = max_tokens
-        self._batch = batch
+        self._encoder, self._pooling, self._head = encoder, pooling, head
+        self.dimensions = len(head[-1].weight) if head else encoder.width
 
     def encode(
         self, texts: Sequence[str], progress: Callable[[int], None] | None = None
     ) -> Vectors:
-        """As `Tower.encode`; texts beyond the tower's maximum of tokens are cut there."""
-        vectors = np.empty((len(texts), self._encoder.dimensions), dtype=np.float32)
-        # Texts of like length share a batch, so that little is spent on padding.
-        by_length = sorted(range(len(texts)), key=lambda i: len(texts[i]))
-        for start in range(0, len(texts), self._batch):
-            rows = by_length[start : start + self._batch]
-            tokens = self._encoder.tokens([texts[row] for row in rows], self._max_tokens)
-            with torch.inference_mode():
-                vectors[rows] = normalize(self._encoder(tokens), dim=1).cpu().numpy()
+        """As `Embedder.encode`; texts beyond the encoder's maximum of tokens are cut there."""
+        vectors = np.empty((len(texts), self.dimensions), dtype=np.float32)
+        for batch in self._encoder.run(texts):
+            pooled = _pool(batch, self._pooling)
+            for layer in self._head:
+                pooled = pooled @ layer.weight.T
+                if layer.bias is not None:
+                    pooled += layer.bias
+            vectors[batch.rows] = pooled / np.linalg.norm(pooled, axis=1, keepdims=True)
             if progress is not None:
-                progress(len(rows))
+                progress(len(batch.rows))
         return vectors
 
 
-def load_tower(name: str, settings: Settings) -> Tower:
-    """The tower whose weights `name` names, as in `clh.models.resolve`."""
+def load_embedder(name: str, settings: Settings) -> OnnxEmbedder:
+    """The embedder whose weights `name` names, as in `clh.models.weights.resolve`.
+
+    Its folder is one of sentence-transformers, with an ONNX graph of the encoder; without
+    modules.json the tokens' mean is taken. ModelError for anything else.
+    """
     folder = weights.resolve(name, settings.cache_dir)
-    tower_id = weights.model_id(name, folder)
-    encoder = TextEncoder.load(folder, weights.fast_dtype()).eval()
-    return TextTower(encoder, tower_id, settings.towers.max_tokens, settings.towers.batch)
+    towers = settings.towers
+    encoder = Encoder.load(folder, towers.max_tokens, towers.batch_tokens)
+    try:
+        pooling, head = _read_modules(folder)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{folder} is damaged: {error}") from error
+    return OnnxEmbedder(weights.model_id(name, folder), encoder, pooling, head)
+
+
+def _pool(batch: Batch, pooling: str) -> Vectors:
+    """The vector of each text: (texts, width)."""
+    if pooling == "cls":
+        return batch.output[:, 0]
+    mask = batch.mask.astype(np.float32)
+    sums = np.einsum("ijk,ij->ik", batch.output, mask)
+    means: Vectors = sums / mask.sum(axis=1, keepdims=True)
+    return means
+
+
+def _read_modules(folder: Path) -> tuple[str, list[Dense]]:
+    """How tokens are pooled, and the linear layers after that; vectors are always normalised."""
+    pooling = "mean"
+    head: list[Dense] = []
+    if not (folder / "modules.json").exists():
+        return pooling, head
+    for module in json.loads((folder / "modules.json").read_text(encoding="utf-8")):
+        kind, path = module["type"].rpartition(".")[2], folder / module["path"]
+        match kind:
+            case "Transformer" | "Normalize":
+                pass
+            case "Pooling":
+                pooling = _read_pooling(path)
+            case "Dense":
+                head.append(_read_dense(path))
+            case _:
+                raise ModelError(f"{folder} has a module {kind}, which CLH does not run")
+    return pooling, head
+
+
+def _read_pooling(folder: Path) -> str:
+    config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    # Before sentence-transformers 6 each mode was a flag of its own.
+    old = {"mean": "pooling_mode_mean_tokens", "cls": "pooling_mode_cls_token"}
+    flags = [mode for mode, flag in old.items() if config.get(flag)]
+    pooling = str(config.get("pooling_mode", "+".join(flags)))
+    if pooling not in old:
+        raise ModelError(f"{folder} pools tokens by {pooling!r}: CLH runs mean and cls")
+    return pooling
+
+
+def _read_dense(folder: Path) -> Dense:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    activation = config["activation_function"].rpartition(".")[2]
+    if activation != "Identity" or config.get("use_residual"):
+        raise ModelError(f"{folder} is more than a linear layer, which is all that CLH runs")
+    try:
+        tensors = load_file(folder / "model.safetensors")
+    except SafetensorError as error:
+        raise ModelError(f"{folder} is damaged: {error}") from error
+    bias = tensors["linear.bias"].astype(np.float32) if config["bias"] else None
+    return Dense(tensors["linear.weight"].astype(np.float32), bias)

@@ -1,76 +1,55 @@
-"""The cross-encoder: one model reads what a note says and what a code means, together."""
+"""Rerankers: one model reads two texts together and scores whether they mean the same."""
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from clh.config import Settings
 from clh.errors import ModelError
 from clh.models import weights
+from clh.models.encoder import Encoder
 
 
-class CrossEncoder:
-    """A Hugging Face encoder with one output, the log-odds that two texts mean the same."""
+class Reranker(Protocol):
+    """Anything that scores pairs of texts."""
 
-    def __init__(self, model: Any, tokenizer: Any, id: str, max_tokens: int, batch: int) -> None:
-        """Wrap the model, which is named `id`; it reads `batch` pairs of `max_tokens` at once."""
+    @property
+    def id(self) -> str:
+        """Name and checksum of the weights, as outputs report them."""
+        ...
+
+    def score(self, pairs: Sequence[tuple[str, str]]) -> NDArray[np.float32]:
+        """The log-odds that the two texts of each pair mean the same: float32, (pairs,)."""
+        ...
+
+
+class OnnxReranker:
+    """A cross-encoder with one output, in ONNX Runtime."""
+
+    def __init__(self, id: str, encoder: Encoder) -> None:
+        """Wrap the encoder, which is named `id`."""
         self.id = id
-        self._model, self._tokenizer = model.eval(), tokenizer
-        self._max_tokens, self._batch = max_tokens, batch
+        self._encoder = encoder
 
-    def logits(self, pairs: Sequence[tuple[str, str]]) -> NDArray[np.float32]:
-        """One for each pair, in order; of a pair that is too long the first text is cut."""
+    def score(self, pairs: Sequence[tuple[str, str]]) -> NDArray[np.float32]:
+        """As `Reranker.score`; of a pair that is too long the longer text is cut."""
         logits = np.empty(len(pairs), dtype=np.float32)
-        # Pairs of like length share a batch, so that little is spent on padding.
-        by_length = sorted(range(len(pairs)), key=lambda i: sum(map(len, pairs[i])))
-        for start in range(0, len(pairs), self._batch):
-            rows = by_length[start : start + self._batch]
-            firsts, seconds = zip(*(pairs[row] for row in rows), strict=True)
-            read = self._tokenizer(
-                [*firsts],
-                [*seconds],
-                padding=True,
-                truncation="only_first",
-                max_length=self._max_tokens,
-                return_tensors="pt",
-            ).to(self._model.device)
-            with torch.inference_mode():
-                logits[rows] = self._model(**read).logits[:, 0].float().numpy(force=True)
+        for batch in self._encoder.run(pairs):
+            logits[batch.rows] = batch.output[:, 0]
         return logits
 
 
-def load_crossencoder(name: str, settings: Settings) -> CrossEncoder:
-    """The cross-encoder whose weights `name` names, as in `clh.models.resolve`."""
-    folder = weights.resolve(name, settings.cache_dir)
-    model, tokenizer = open_crossencoder(folder, weights.fast_dtype())
-    named, verify = weights.model_id(name, folder), settings.verify
-    return CrossEncoder(model, tokenizer, named, verify.max_tokens, verify.batch)
+def load_reranker(name: str, settings: Settings) -> OnnxReranker:
+    """The reranker whose weights `name` names, as in `clh.models.weights.resolve`.
 
-
-def open_crossencoder(
-    folder: Path, dtype: torch.dtype, *, to_train: bool = False
-) -> tuple[Any, Any]:
-    """The model and the tokenizer in `folder`, offline.
-
-    An encoder without an output gets one if it is `to_train`. Raises ModelError if there is no
-    encoder, or none with an output.
+    Its folder is that of a sentence-transformers CrossEncoder, with an ONNX graph. ModelError for
+    anything else.
     """
-    from safetensors import SafetensorError
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
-    weights.silence_bars()
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        model, loaded = AutoModelForSequenceClassification.from_pretrained(
-            folder, num_labels=1, dtype=dtype, local_files_only=True, output_loading_info=True
-        )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        reason = str(error).partition("\n")[0]
-        raise ModelError(f"cannot load a cross-encoder from {folder}: {reason}") from error
-    if loaded["missing_keys"] and not to_train:
-        raise ModelError(f"{folder} is no trained cross-encoder: name another in verify.encoder")
-    return model, tokenizer
+    folder = weights.resolve(name, settings.cache_dir)
+    reranking = settings.verify.reranking
+    encoder = Encoder.load(folder, reranking.max_tokens, reranking.batch_tokens)
+    if encoder.width != 1:
+        raise ModelError(f"{folder} is not a reranker: name another in verify.reranking.model")
+    return OnnxReranker(weights.model_id(name, folder), encoder)

@@ -1,14 +1,16 @@
-"""Where weights come from: a local folder, the model hub, or a Python package that carries them."""
+"""Where weights come from: a folder, the model hub, our own, or a Python package with them."""
 
 import hashlib
 import importlib.util
 import json
 import logging
+import os
+import struct
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from clh.cache import build_once, sha256
-from clh.errors import ModelError
+from clh.errors import ModelError, requires_extra
 
 if TYPE_CHECKING:
     import torch
@@ -16,17 +18,39 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 # Safetensors only: a pickle from a hub can run code, and other formats would only cost bandwidth.
-_HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]
+_HUB_FILES = [
+    "*.safetensors",
+    "*.json",
+    "*.jinja",
+    "*.txt",
+    "*.model",
+    "model.onnx",
+    "onnx/model.onnx",
+]
 
+
+# An encoder's, or a language model's; those of sentence-transformers' layers; graphs.
+_WEIGHTS = ("*.safetensors", "[0-9]_*/*.safetensors", "*.onnx", "onnx/model.onnx")
 
 _OURS = Path(__file__).parents[1] / "weights"
 
 ADAPTER, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # as PEFT names them
-_KINDS = ("config.json", ADAPTER)  # what a folder of weights has one of
+
+# A folder of weights holds one of these: transformers, PEFT, sentence-transformers, our own two.
+_KINDS = ("config.json", ADAPTER, "modules.json", "model.json", "prior.json")
+
+# What an adapter's configuration may set. Anything else that is on could mean another formula than
+# W + alpha / r * B A.
+_PLAIN = {
+    *("peft_type", "task_type", "base_model_name_or_path", "auto_mapping", "inference_mode"),
+    *("r", "lora_alpha", "lora_dropout", "init_lora_weights", "bias", "peft_version"),
+    *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
+    *("megatron_core", "qalora_group_size"),  # set by default, without effect
+}
 
 
 class _Package(NamedTuple):
-    """A distribution that carries weights, and where in it they lie."""
+    """A distribution that carries weights, and where they are in it."""
 
     distribution: str
     weights: str
@@ -47,12 +71,12 @@ _PACKAGES = {
 def resolve(name: str, cache_dir: Path) -> Path:
     """The local folder that holds the weights and tokenizer of model `name`.
 
-    A folder that `source` finds is that folder. A GGUF file is converted to safetensors under
-    `cache_dir` the first time (20 s), and a LoRA adapter is merged into the model it was trained on
-    (3 s for 135M); any number of processes may ask at once, one does it.
+    A folder that `source` finds is returned as it is. A GGUF file is converted to safetensors under
+    `cache_dir` the first time (20 s), and a LoRA adapter is merged into the model that it was
+    trained on (3 s for 135M); any number of processes may ask at once, and one does it.
 
     Raises:
-        ModelError: nothing by that name is here or can be had, or the copy is damaged.
+        ModelError: there is no such model, it cannot be had, or the copy is damaged.
 
     """
     found = source(name)
@@ -66,44 +90,60 @@ def resolve(name: str, cache_dir: Path) -> Path:
 def source(name: str) -> Path:
     """The folder or GGUF file that model `name` comes from; nothing is converted.
 
-    `name` is, in this order: a folder; a hub id, `org/name`, which is downloaded unless the hub's
-    own cache has it (then no network call is made); weights of ours in `clh/weights`, `clh-towers`;
-    or a model that a package carries, `all-MiniLM-L6-v2` or `SmolLM2-135M-Instruct`.
+    `name` is a model that a package carries, `all-MiniLM-L6-v2` or `SmolLM2-135M-Instruct`, or
+    what `weights_folder` finds.
 
     Raises:
-        ModelError: nothing by that name is here or can be had.
+        ModelError: there is no such model, or it cannot be had.
 
     """
-    folder = Path(name)
-    if folder.is_dir():
+    return _from_package(_PACKAGES[name]) if name in _PACKAGES else weights_folder(name)
+
+
+def weights_folder(name: str) -> Path:
+    """The folder of the weights `name`.
+
+    `name` is a path, which contains a separator or begins with `.` or `~`; a hub id, `org/name`,
+    which is downloaded unless the hub's own cache has it (then no network call is made); or weights
+    of ours in `clh/weights`, such as `clh-towers`. A bare name is never a folder of the working
+    directory: whoever can write there could replace the weights.
+
+    Raises:
+        ModelError: there are no such weights, or they cannot be had.
+
+    """
+    if _is_path(name):
+        folder = Path(name).expanduser()
+        if not folder.is_dir():
+            return _from_hub(name)
+        if not any((folder / kind).is_file() for kind in _KINDS):
+            raise ModelError(f"{folder} is not a folder of weights: it has no {', '.join(_KINDS)}")
         return folder
-    if "/" in name:
-        return _from_hub(name)
-    if name in _PACKAGES:
-        return _from_package(_PACKAGES[name])
     ours = sorted({file.parent.name for kind in _KINDS for file in _OURS.glob(f"*/{kind}")})
     if name in ours:
         return _OURS / name
     known = ", ".join([*ours, *_PACKAGES])
-    raise ModelError(f"no model {name!r}: give a folder, a hub id like org/name, or one of {known}")
+    here = f" (for the folder, write .{os.sep}{name})" if Path(name).is_dir() else ""
+    raise ModelError(
+        f"no model {name!r}{here}: give a path, a hub id like org/name, or one of {known}"
+    )
 
 
-def learned(name: str) -> Path:
-    """The folder `name`, or that of our own weights of this name, whether it is there or not."""
-    return Path(name) if Path(name).is_dir() else _OURS / name
+def _is_path(name: str) -> bool:
+    return name.startswith((".", "~")) or "/" in name or os.sep in name
 
 
 def model_id(name: str, folder: Path) -> str:
     """The name to report for the model in `folder`, and 8 hex digits of its weights.
 
-    The digits are from the SHA-256 of the safetensors files, read in full (0.2 s for 270 MB),
-    or, in the hub's cache, from the commit, which stands for the same bytes.
+    The digits are from the SHA-256 of the safetensors files and ONNX graphs, read in full (0.2 s
+    for 270 MB), or, in the hub's cache, from the commit, which stands for the same bytes.
 
     Raises:
-        ModelError: the folder holds no safetensors files.
+        ModelError: the folder holds no weights.
 
     """
-    weights = sorted(folder.glob("*.safetensors"))
+    weights = [file for pattern in _WEIGHTS for file in sorted(folder.glob(pattern))]
     if not weights:
         raise ModelError(f"{folder} holds no *.safetensors weights: name another model folder")
     if folder.parent.name == "snapshots":
@@ -112,14 +152,26 @@ def model_id(name: str, folder: Path) -> str:
     digest = (
         digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
     )
-    return f"{Path(name).name if Path(name).is_dir() else name}@{digest[:8]}"
+    local = Path(name).expanduser()
+    is_local = _is_path(name) and local.is_dir()
+    return f"{local.resolve().name if is_local else name}@{digest[:8]}"
 
 
-def fast_dtype() -> "torch.dtype":
-    """bfloat16 where the processor computes in it; elsewhere on CPUs it is slower than float32."""
+def pick_device() -> str:
+    """Where torch computes: "cuda" if there is a GPU, else "cpu"."""
     import torch
 
-    if torch.cuda.is_available():
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def fast_dtype(device: str) -> "torch.dtype":
+    """bfloat16 where `device` ("cpu" or "cuda") computes in it, else float32.
+
+    A processor that has to emulate bfloat16 is slower in it than in float32.
+    """
+    import torch
+
+    if device == "cuda":
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
         capabilities = torch.cpu.get_capabilities()
@@ -171,14 +223,21 @@ def _from_package(package: _Package) -> Path:
 
 def _convert(source: Path, folder: Path) -> None:
     """Write the GGUF model `source` to `folder` as bfloat16 safetensors, with its tokenizer."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    with requires_extra("local-llm"):
+        import accelerate  # noqa: F401  # transformers reads GGUF through these two
+        import gguf  # noqa: F401
+        import torch
+        from transformers import AutoModelForCausalLM, AutoTokenizer
 
     _log.warning("preparing %s, once; this takes about 20 seconds", source.stem)
     silence_bars()
-    gguf = {"gguf_file": source.name}
-    tokenizer = AutoTokenizer.from_pretrained(source.parent, **gguf)
-    loaded = AutoModelForCausalLM.from_pretrained(source.parent, **gguf)
+    file = {"gguf_file": source.name}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source.parent, **file)
+        loaded = AutoModelForCausalLM.from_pretrained(source.parent, **file)
+    except (OSError, ValueError, LookupError, struct.error) as error:
+        reason = str(error).partition("\n")[0]
+        raise ModelError(f"cannot read {source}: {reason}; install it again") from error
     # A model loaded from GGUF counts as quantized and refuses to be saved; a fresh one does not.
     del loaded.config.quantization_config
     model = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
@@ -190,30 +249,46 @@ def _convert(source: Path, folder: Path) -> None:
 
 
 def _merged(adapter: Path, cache_dir: Path) -> Path:
-    """The model that `adapter` makes of its base, which may be an adapter itself."""
+    """The folder of `adapter` merged into its base, which may be an adapter itself."""
     try:
         config = json.loads((adapter / ADAPTER).read_text(encoding="utf-8"))
-        name, scale = config["base_model_name_or_path"], config["lora_alpha"] / config["r"]
-        parts = [sha256(adapter / file) for file in (ADAPTER, ADAPTER_WEIGHTS)]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{adapter} is no whole LoRA adapter: train it again") from error
+        name, rank, alpha = config["base_model_name_or_path"], config["r"], config["lora_alpha"]
+        scale = alpha / rank
+        digests = [sha256(adapter / file) for file in (ADAPTER, ADAPTER_WEIGHTS)]
+    except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError) as error:
+        raise ModelError(
+            f"{adapter} is not a complete LoRA adapter: it needs {ADAPTER} and {ADAPTER_WEIGHTS}"
+        ) from error
+    if unknown := _beyond_plain_lora(config):
+        raise ModelError(f"{adapter} is more than plain LoRA ({unknown}): merge it with PEFT")
     base = resolve(name, cache_dir)
-    digest = hashlib.sha256("".join([*parts, model_id(name, base)]).encode()).hexdigest()
+    digest = hashlib.sha256("".join([*digests, model_id(name, base)]).encode()).hexdigest()
     return build_once(
         cache_dir / f"{adapter.name}-{digest[:8]}-merged",
-        lambda to: _merge(adapter, scale, base, to),
+        lambda to: _merge(adapter, rank, scale, base, to),
     )
 
 
-def _merge(adapter: Path, scale: float, base: Path, folder: Path) -> None:
+def _beyond_plain_lora(config: dict[str, Any]) -> str:
+    """The settings of an adapter that `_merge` does not know, comma-separated."""
+    unknown = {key for key, value in config.items() if value and key not in _PLAIN}
+    plain = {"peft_type": ("LORA",), "bias": ("none",), "init_lora_weights": (True, "gaussian")}
+    unknown |= {
+        key for key, values in plain.items() if config.get(key) and config[key] not in values
+    }
+    return ", ".join(sorted(unknown))
+
+
+def _merge(adapter: Path, rank: int, scale: float, base: Path, folder: Path) -> None:
     """Write `base` with W + scale * B A in place of each W that the adapter has a B and an A for.
 
     Source: Hu et al. 2022, LoRA: Low-Rank Adaptation of Large Language Models.
     """
-    import torch
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    with requires_extra("local-llm"):
+        import torch
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+        from transformers import AutoModelForCausalLM, AutoTokenizer
 
     silence_bars()
     model = AutoModelForCausalLM.from_pretrained(base)
@@ -222,13 +297,14 @@ def _merge(adapter: Path, scale: float, base: Path, folder: Path) -> None:
         weights = load_file(adapter / ADAPTER_WEIGHTS)
         downs = [name for name in weights if name.endswith(a)]
         if len(weights) != 2 * len(downs):
-            raise ModelError(f"{adapter} holds more than plain LoRA: merge it with PEFT")
+            raise ModelError(f"{adapter} is more than plain LoRA: merge it with PEFT")
         with torch.no_grad():
             for name in downs:
                 down, up = weights[name].float(), weights[name.removesuffix(a) + b].float()
-                place = name.removeprefix("base_model.model.").removesuffix(a)
-                merged = model.get_parameter(f"{place}.weight")
-                merged.copy_(merged.float() + scale * up @ down)
+                layer = model.get_submodule(name.removeprefix("base_model.model.").removesuffix(a))
+                if not isinstance(layer, torch.nn.Linear) or len(down) != rank:
+                    raise ModelError(f"{adapter} is more than plain LoRA: merge it with PEFT")
+                layer.weight.copy_(layer.weight.float() + scale * up @ down)
     except (OSError, SafetensorError, KeyError, AttributeError, RuntimeError) as error:
         reason = str(error).partition("\n")[0]
         raise ModelError(f"{adapter} does not fit its base {base.name}: {reason}") from error

@@ -1,9 +1,9 @@
 """Search by meaning and by words: the ranking of locate.
 
-A code ranks by its best text: the cosine similarity, plus a weight times the square of the share of
-the text's content that the query's own words hold, plus the corpus's prior if there is one. Short
-queries lie closer to texts than long ones do, so that what a note's queries find is only comparable
-with a weight times the logarithm of their lengths.
+A code scores by its best text: the cosine similarity, plus a weight times the square of the share
+of the text's content words that the query contains, plus the corpus's prior if there is one. Short
+queries lie closer to texts than long ones do, so scores of several queries are made comparable by
+adding a weight times the logarithm of each query's number of words.
 """
 
 import math
@@ -22,7 +22,7 @@ from clh.retrieval.prior import Prior
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A code, the text that stands for it, and the parts of its rank."""
+    """A code, the text that stands for it, and the parts of its score."""
 
     code: str
     text: str
@@ -45,36 +45,38 @@ def search(
     prior: Prior | None,
     settings: Locate,
 ) -> list[list[Found]]:
-    """For each query the best codes by meaning and words, and the best with the prior, in order.
+    """For each query the codes that score best, best first; with a prior, also its own best.
 
-    `vectors` are those of the queries.
+    `vectors` are those of the queries: (queries, dimensions).
     """
     found = []
     similarities, shortlists = index.closest(vectors, settings.shortlist)
+    projected = index.project(vectors)
     for query, vector, near, similar in zip(
-        queries, vectors, shortlists, similarities, strict=True
+        queries, projected, shortlists, similarities, strict=True
     ):
         words = settings.words * index.lexicon.coverages(query) ** 2
         best = _best(near, similar, words, index, settings.candidates)
         # Beyond the shortlist no text is closer than its last, so that only words can lift one.
         lowest = best[-1].fused_score if len(best) == settings.candidates else 0.0
-        said = np.setdiff1d((words > max(lowest - similar[-1], 0.0)).nonzero()[0], near)
-        said = said[np.argsort(-words[said], kind="stable")[: settings.shortlist]]
-        if len(said):
-            rows = np.append(near, said)
-            every = np.append(similar, index.vectors(said) @ vector)
+        lexical = np.setdiff1d((words > max(lowest - similar[-1], 0.0)).nonzero()[0], near)
+        lexical = lexical[np.argsort(-words[lexical], kind="stable")[: settings.shortlist]]
+        if len(lexical):
+            rows = np.append(near, lexical)
+            every = np.append(similar, index.along_axes(lexical) @ vector)
             best = _best(rows, every, words, index, settings.candidates)
         if prior is not None:
             shares = prior.precedents.shares(query)
-            known = {one.code: one for one in best}
-            for code, row, close in prior.best(vector, words, shares, settings.candidates):
-                known.setdefault(code, Found(code, index.pairs[row][1], close, float(words[row])))
-            for code, one in known.items():
-                share = shares.get(code, 0.0)
-                known[code] = replace(one, prior_score=prior.gain(code, share), precedent=share)
-            best = sorted(known.values(), key=lambda one: -one.fused_score)
+            by_code = {code.code: code for code in best}
+            for name, row, close in prior.best(vector, words, shares, settings.candidates):
+                text = index.pairs[row][1]
+                by_code.setdefault(name, Found(name, text, close, float(words[row])))
+            for name, code in by_code.items():
+                share = shares.get(name, 0.0)
+                by_code[name] = replace(code, prior_score=prior.gain(name, share), precedent=share)
+            best = sorted(by_code.values(), key=lambda code: -code.fused_score)
         length = settings.length * math.log(len(content_words(query)) or 1)
-        found.append([replace(one, length_bonus=length) for one in best])
+        found.append([replace(code, length_bonus=length) for code in best])
     return found
 
 
@@ -86,11 +88,11 @@ def _best(
     k: int,
 ) -> list[Found]:
     """The `k` best codes of some rows of the index, with their similarity; best first."""
-    gained = words[rows]
+    lexical = words[rows]
     best: dict[str, Found] = {}
-    for place in np.argsort(-(similarity + gained), kind="stable").tolist():
+    for place in np.argsort(-(similarity + lexical), kind="stable").tolist():
         code, text = index.pairs[rows[place]]
-        best.setdefault(code, Found(code, text, float(similarity[place]), float(gained[place])))
+        best.setdefault(code, Found(code, text, float(similarity[place]), float(lexical[place])))
         if len(best) == k:
             break
     return list(best.values())

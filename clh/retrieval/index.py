@@ -4,9 +4,8 @@ import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple, Self
 
-import faiss
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -16,16 +15,18 @@ from clh.errors import InputError, ModelError
 from clh.icd.index import read_index
 from clh.icd.tabular import CodeSystem
 from clh.models import weights
-from clh.models.embedder import Vectors, load_tower
+from clh.models.embedder import Vectors, load_embedder
 from clh.retrieval.lexical import Lexicon, searchable
 
-_FORMAT = 3  # of what is in a folder; a new number makes a new cache key
-_VECTORS = "vectors.faiss"
+_FORMAT = 4  # of what is in a folder; a new number makes a new cache key
 _TEXTS = "texts.json"
 _WORDS = "words.npz"
-_THREADS = faiss.omp_get_max_threads()
-_MANY = 16  # queries from which faiss uses all its threads
-_BITS = 4  # of each dimension in the scan: faiss keeps such tables in registers
+_AXES, _FULL, _COARSE = "axes.npy", "full.npy", "coarse.npy"
+_ARRAYS = (_AXES, _FULL, _COARSE)
+
+_SPREAD = 1e-6  # of the first axis's: what varies less is the rounding of float32
+_GROUP = 16  # texts
+_CHUNK = 16  # queries scanned at once: their similarities to all texts fit into the CPU's cache
 
 
 class Hit(NamedTuple):
@@ -39,49 +40,46 @@ class Hit(NamedTuple):
 class CodeIndex:
     """All texts are scanned at a few dimensions; a shortlist is rescored at all of them.
 
-    The few dimensions are the principal axes of the texts' vectors, renormalised: 64 of them find
-    more than the first 64 dimensions do, even of a model trained for truncation (matryoshka). The
-    scan is a product quantizer's (André et al., 2015, "Cache locality is not enough"); all
-    dimensions are kept in float16.
+    Vectors are kept along the principal axes of the texts, largest first. Axes along which all
+    texts are 0 are dropped, which changes no similarity: a linear head from 384 to 768 dimensions
+    leaves 384. The few dimensions are the first axes, renormalised: 64 of them find more than the
+    first 64 dimensions do, even of a model trained for truncation (matryoshka).
     """
 
-    def __init__(self, index: faiss.Index, pairs: list[tuple[str, str]], lexicon: Lexicon) -> None:
-        """Wrap vectors, the (code, text) of each in the same order, and the texts' words."""
-        if index.ntotal != len(pairs):
+    def __init__(
+        self,
+        axes: Vectors,
+        full: Vectors,
+        coarse: Vectors,
+        pairs: list[tuple[str, str]],
+        lexicon: Lexicon,
+    ) -> None:
+        """Wrap (code, text) pairs, the words of the texts, and their vectors in the same order.
+
+        `axes` is (dimensions, axes), `full` (texts, axes), and `coarse` (texts, first axes).
+        """
+        if not len(full) == len(coarse) == len(pairs):
             raise ModelError("the index and its texts differ: run `clh index build --force`")
-        self._index = index
+        self._axes, self._full, self._coarse = axes, full, coarse
         self._pairs = pairs
         self.lexicon = lexicon
 
     @classmethod
     def build(cls, pairs: list[tuple[str, str]], vectors: Vectors, coarse_dim: int) -> Self:
-        """An index over `vectors`, float32 of shape (pairs, dimensions), L2-normalised.
-
-        At least 16 of them, as each dimension of the scan has 16 levels.
-        """
-        _, dimensions = vectors.shape
-        moment = (vectors.T @ vectors).astype(np.float64)
-        axes = np.linalg.eigh(moment).eigenvectors[:, ::-1][:, :coarse_dim]  # largest first
-        kept = axes.shape[1]
-        project = faiss.LinearTransform(dimensions, kept, False)
-        faiss.copy_array_to_vector(axes.T.astype(np.float32).ravel(), project.A)
-        project.is_trained = True
-        product = faiss.METRIC_INNER_PRODUCT
-        scan = faiss.IndexPQFastScan(kept, kept, _BITS, product)
-        scan.pq.cp.min_points_per_centroid = 1  # else faiss warns about small code systems
-        coarse = faiss.IndexPreTransform(scan)
-        coarse.prepend_transform(faiss.NormalizationTransform(kept))
-        coarse.prepend_transform(project)
-        full = faiss.IndexScalarQuantizer(dimensions, faiss.ScalarQuantizer.QT_fp16, product)
-        index = faiss.IndexRefine(coarse, full)
-        faiss.omp_set_num_threads(1)  # the steps of k-means are too small for more
-        index.train(vectors)
-        index.add(vectors)
-        return cls(index, pairs, Lexicon.of([text for _, text in pairs]))
+        """An index over `vectors`, float32 of shape (pairs, dimensions), L2-normalised."""
+        spread, axes = np.linalg.eigh((vectors.T @ vectors).astype(np.float64))
+        kept = spread > _SPREAD * spread[-1]
+        axes = axes[:, kept][:, ::-1].astype(np.float32)  # largest first
+        full = vectors @ axes
+        coarse = full[:, :coarse_dim]
+        lengths = np.linalg.norm(coarse, axis=1, keepdims=True)
+        coarse = coarse / np.maximum(lengths, np.finfo(np.float32).tiny)
+        return cls(axes, full, coarse, pairs, Lexicon.of([text for _, text in pairs]))
 
     def save(self, folder: Path) -> None:
         """Write the index into `folder`."""
-        faiss.write_index(self._index, str(folder / _VECTORS))
+        for name, array in zip(_ARRAYS, (self._axes, self._full, self._coarse), strict=True):
+            np.save(folder / name, array)
         (folder / _TEXTS).write_text(json.dumps(self._pairs), encoding="utf-8")
         self.lexicon.save(folder / _WORDS)
 
@@ -89,16 +87,16 @@ class CodeIndex:
     def load(cls, folder: Path) -> Self:
         """Map the index in `folder` into memory; ModelError when it cannot be read."""
         try:
-            index = faiss.read_index(str(folder / _VECTORS), faiss.IO_FLAG_MMAP_IFC)
+            axes, full, coarse = (np.load(folder / name, mmap_mode="r") for name in _ARRAYS)
             pairs = [
                 (code, text) for code, text in json.loads((folder / _TEXTS).read_text("utf-8"))
             ]
             lexicon = Lexicon.load(folder / _WORDS)
-        except (OSError, RuntimeError, TypeError, ValueError) as error:
+        except (OSError, EOFError, TypeError, ValueError) as error:
             raise ModelError(
                 f"the index in {folder} cannot be read: run `clh index build --force`"
             ) from error
-        return cls(index, pairs, lexicon)
+        return cls(axes, full, coarse, pairs, lexicon)
 
     def __len__(self) -> int:
         """The number of texts."""
@@ -111,11 +109,18 @@ class CodeIndex:
 
     def vectors(self, rows: ArrayLike | None = None) -> Vectors:
         """The vectors of some rows at full dimensions, or all in the order of the texts."""
-        refined: Any = faiss.downcast_index(self._index)
-        stored = faiss.downcast_index(refined.refine_index)
-        chosen = range(len(self)) if rows is None else rows
-        vectors: Vectors = stored.reconstruct_batch(np.array(chosen, dtype=np.int64))
+        chosen = self._full if rows is None else self._full[np.asarray(rows, dtype=np.int64)]
+        vectors: Vectors = chosen @ self._axes.T
         return vectors
+
+    def project(self, queries: Vectors) -> Vectors:
+        """The queries along the axes of the index; their similarities to texts stay the same."""
+        projected: Vectors = queries @ self._axes
+        return projected
+
+    def along_axes(self, rows: ArrayLike) -> Vectors:
+        """The vectors of some rows along the axes, to be multiplied with projected queries."""
+        return self._full[np.asarray(rows, dtype=np.int64)]
 
     def nearest(self, queries: Vectors, k: int, shortlist: int) -> list[list[Hit]]:
         """For each query the `k` nearest texts, best first, out of a shortlist rescored in full."""
@@ -135,14 +140,35 @@ class CodeIndex:
         `k` is all texts if there are fewer, and the shortlist is at least as long.
         """
         k = min(k, len(self))
-        if not len(queries):
-            return np.empty((0, k), np.float32), np.empty((0, k), np.int64)
-        # A few queries need no threads, and faiss's would hold up those of the tower.
-        faiss.omp_set_num_threads(1 if len(queries) < _MANY else _THREADS)
-        parameters = faiss.IndexRefineSearchParameters()
-        parameters.k_factor = max(1.0, shortlist / k)
-        scores, rows = self._index.search(queries, k, params=parameters)
+        shortlist = min(max(shortlist, k), len(self))
+        scores = np.empty((len(queries), k), np.float32)
+        rows = np.empty((len(queries), k), np.int64)
+        projected = self.project(queries)
+        for start in range(0, len(queries), _CHUNK):
+            some = projected[start : start + _CHUNK]
+            coarse = some[:, : self._coarse.shape[1]] @ self._coarse.T
+            for place, (query, scanned) in enumerate(zip(some, coarse, strict=True), start):
+                near = _largest(scanned, shortlist)
+                similar = self._full[near] @ query
+                best = np.argsort(-similar, kind="stable")[:k]
+                scores[place], rows[place] = similar[best], near[best]
         return scores, rows
+
+
+def _largest(values: Vectors, k: int) -> NDArray[np.int64]:
+    """Where the `k` largest values are, in the order of their places.
+
+    They lie in the `k` groups of values with the largest maxima, which are found first: most
+    values are only looked at once.
+    """
+    groups = len(values) // _GROUP
+    if k >= groups:
+        return np.sort(np.argpartition(-values, k - 1)[:k])
+    inside = values[: groups * _GROUP].reshape(_GROUP, groups)
+    chosen = np.argpartition(inside.max(axis=0), -k)[-k:]
+    near = (chosen + groups * np.arange(_GROUP)[:, None]).ravel()
+    near = np.append(near, np.arange(groups * _GROUP, len(values)))
+    return np.sort(near[np.argpartition(values[near], -k)[-k:]])
 
 
 def open_index(
@@ -162,7 +188,7 @@ def open_index(
         terms = (term for file in settings.index_files for term in read_index(file))
         pairs = searchable(system, terms)
         texts = sorted({text for _, text in pairs})
-        tower = load_tower(settings.towers.code, settings)
+        embedder = load_embedder(settings.towers.code, settings)
         done = 0
 
         def advance(count: int) -> None:
@@ -171,7 +197,7 @@ def open_index(
             if progress is not None:
                 progress(done, len(texts))
 
-        vectors = tower.encode(texts, advance)
+        vectors = embedder.encode(texts, advance)
         rows = {text: row for row, text in enumerate(texts)}
         each = vectors[[rows[text] for _, text in pairs]]
         named = [(system.reported(code), text) for code, text in pairs]
@@ -192,6 +218,8 @@ def index_folder(settings: Settings, system: CodeSystem) -> Path:
         files = [sha256(file) for file in settings.index_files]
     except OSError as error:
         raise InputError(f"cannot read the index {error.filename}: {error.strerror}") from error
-    built_from = json.dumps([_FORMAT, settings.locate.coarse_dim, files])
+    built_from = json.dumps(
+        [_FORMAT, settings.locate.coarse_dim, settings.towers.max_tokens, files]
+    )
     key = hashlib.sha256(built_from.encode()).hexdigest()[:8]
     return settings.cache_dir / f"index-{system.release}-{tower_id.replace('/', '--')}-{key}"

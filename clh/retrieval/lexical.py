@@ -12,7 +12,7 @@ from typing import Self
 from zipfile import BadZipFile
 
 import numpy as np
-import snowballstemmer
+import Stemmer
 from numpy.typing import NDArray
 
 from clh.icd.index import IndexTerm
@@ -113,11 +113,19 @@ def query(text: str) -> str:
     return expand(" ".join(text.split()))
 
 
-@lru_cache(maxsize=200_000)
+@lru_cache(maxsize=20_000)
 def content_words(text: str) -> frozenset[str]:
-    """The stemmed words of a text, less those that carry no content."""
+    """The stemmed words of a text, less those that carry no content.
+
+    Kept until `forget_texts` is called, as the spans of a note share texts that lie close to them.
+    """
     words = _WORD.findall(text.lower())
     return frozenset(_stem(word) for word in words if word not in _FUNCTION_WORDS)
+
+
+def forget_texts() -> None:
+    """Drop what is kept of texts; a note's words do not stay in memory after the note."""
+    content_words.cache_clear()
 
 
 def stems(text: str) -> list[str]:
@@ -196,6 +204,13 @@ class Lexicon:
         shares: NDArray[np.float64] = held / self._totals
         return shares
 
+    def most_shared(self, text: str) -> int:
+        """The largest number of content words that `text` has in common with any one text."""
+        rows = [self._rows[word] for word in content_words(text) if word in self._rows]
+        if len(rows) < 2:  # noqa: PLR2004
+            return len(rows)
+        return int(np.bincount(np.concatenate(rows)).max())
+
     def _weight(self, word: str) -> float:
         return math.log((1 + self._texts) / (1 + len(self._rows.get(word, ()))))
 
@@ -209,9 +224,8 @@ def _synonyms() -> tuple[re.Pattern[str], dict[str, str]]:
     return re.compile(rf"\b(?:{pattern})\b", re.IGNORECASE), synonyms
 
 
-@cache
 def _stem(word: str) -> str:
     return str(_STEMMER.stemWord(word))
 
 
-_STEMMER = snowballstemmer.stemmer("english")
+_STEMMER = Stemmer.Stemmer("english", 0)  # Snowball's; it keeps no words

@@ -20,8 +20,8 @@ class Precedents:
     """For each phrase of a corpus the codes that go with it, and how often they do.
 
     A phrase is a stretch of words as `clh.retrieval.lexical.phrases` cuts them. The share of a code
-    is the number of sentences that have both it and the phrase, over the number of those that have
-    the phrase, plus a doubt: what was seen once proves little.
+    is count(sentences with the phrase and the code) / (count(sentences with the phrase) + doubt):
+    what was seen once proves little.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class Precedents:
         doubt: float,
         least: float,
     ) -> Self:
-        """Of sentences with their codes; shares below `least` are left out."""
+        """Count sentences with their codes; shares below `least` are left out."""
         seen: Counter[int] = Counter()
         with_code: defaultdict[int, Counter[str]] = defaultdict(Counter)
         for text, codes in sentences:
@@ -83,7 +83,7 @@ class Precedents:
         return best
 
     def share(self, phrase: str) -> float:
-        """The highest share that the text as a whole has; 0 for one that is no phrase."""
+        """The highest share of the text as one phrase; 0 if it is not a known phrase."""
         known = self._known([_key(" ".join(stems(phrase)))])
         return max((share for _, share in known), default=0.0)
 
@@ -93,15 +93,15 @@ class Precedents:
 
         arrays: dict[str, NDArray[Any]] = {
             "phrases": self._phrases,
-            "starts": self._starts.astype(np.int32),
-            "codes": self._codes.astype(np.int16),
+            "starts": self._starts.astype(np.int64),
+            "codes": self._codes.astype(np.int32),
             "shares": self._shares.astype(np.float16),
         }
         save_file(arrays, file, {"names": json.dumps(self._names), "longest": str(self._longest)})
 
     @classmethod
     def load(cls, file: Path) -> Self:
-        """What `save` wrote; OSError or ValueError for anything else."""
+        """Read what `save` wrote, in this version or before; OSError or ValueError otherwise."""
         from safetensors import SafetensorError, safe_open
 
         try:
@@ -111,6 +111,9 @@ class Precedents:
                 arrays = [saved.get_tensor(part) for part in _PARTS]
         except (SafetensorError, KeyError) as error:
             raise ValueError(f"{file} holds no precedents") from error
+        places = arrays[_PARTS.index("codes")]
+        if len(places) and not 0 <= places.min() <= places.max() < len(names):
+            raise ValueError(f"{file} names codes that it does not hold")
         return cls(names, longest, *arrays)
 
     def _known(self, keys: Iterable[int]) -> Iterator[tuple[str, float]]:

@@ -1,4 +1,4 @@
-"""What a corpus uses codes for: the prior of locate, explicit, per corpus, and off without one."""
+"""The prior of locate: how often a corpus uses each code, and for which phrases. Off by default."""
 
 import hashlib
 import json
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from clh.errors import ModelError
 from clh.icd.tabular import CodeSystem
 from clh.models.embedder import Vectors
-from clh.models.weights import learned
+from clh.models.weights import weights_folder
 from clh.retrieval.index import CodeIndex
 from clh.retrieval.precedents import Precedents
 
@@ -20,18 +20,18 @@ PRIOR, PRECEDENTS = "prior.json", "precedents.safetensors"  # what a folder hold
 
 
 class Weights(NamedTuple):
-    """What the two parts of a prior count for, in units of cosine similarity."""
+    """The weights of the two parts of a prior, in units of cosine similarity."""
 
     notes: float
     precedents: float
 
 
 class Prior:
-    """How often a corpus's notes carry each code, and for which words, as its annotators write it.
+    """Raises the score of codes that the corpus's annotators used, by note counts and precedents.
 
-    A code gains `weight` times the logarithm of one more than its notes, and `precedent_weight`
-    times its share of what the query says in `precedents`. The corpus's codes are so few that each
-    is held against every query, however far away it lies.
+    A code gains `weights.notes` times the logarithm of one more than its number of notes, and
+    `weights.precedents` times its share in `precedents` for the query's phrases. The corpus has so
+    few codes that each is compared with every query, however far away it lies.
     """
 
     def __init__(
@@ -61,12 +61,12 @@ class Prior:
         self._starts = np.r_[0, self._ends][:-1]
         self._added = np.array([self._gains[code] for code in self._codes])
         self._places = {code: place for place, code in enumerate(self._codes)}
-        self._vectors = index.vectors(self._rows)
+        self._vectors = index.along_axes(self._rows)
 
     @classmethod
     def load(cls, name: str, index: CodeIndex, system: CodeSystem) -> Self:
-        """The prior in the folder `name`, or in `clh/weights/<name>`; ModelError if none is."""
-        folder = learned(name)
+        """The prior that `clh.models.weights.weights_folder` finds; ModelError if there is none."""
+        folder = weights_folder(name)
         try:
             raw = (folder / PRIOR).read_bytes()
             given = json.loads(raw)
@@ -79,16 +79,16 @@ class Prior:
             raise ModelError(f"prior {name!r} cannot be read: set locate.prior") from error
 
     def gain(self, code: str, share: float) -> float:
-        """What is added to the similarity of a code, given its share of precedents."""
+        """What a code's score gains, given its share of precedents."""
         return self._gains.get(code, 0.0) + self.weights.precedents * share
 
     def best(
         self, query: Vectors, words: NDArray[np.float64], shares: Mapping[str, float], k: int
     ) -> list[tuple[str, int, float]]:
-        """The `k` codes of the corpus that rank highest for a query of shape (dimensions,).
+        """The `k` codes of the corpus that score highest for a query projected by the index.
 
-        Each with the row of its best text and that one's similarity; `words` is what each row of
-        the index gains by its words, `shares` what `Precedents.shares` says of the query.
+        Each with the row of its best text and that text's similarity. `words` is the lexical score
+        of each row of the index, `shares` the result of `Precedents.shares` for the query.
         """
         if not self._codes:
             return []

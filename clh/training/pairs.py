@@ -1,7 +1,7 @@
-"""What the towers learn from: texts, and the codes that they mean.
+"""The examples that towers are trained on: texts, and the codes that they mean.
 
 Codes are as locate reports them: without a 7th character, and for a category the code of a mention
-that says no more.
+that gives no further detail.
 """
 
 import re
@@ -20,7 +20,7 @@ from clh.retrieval.lexical import plain, query
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Ways to say one thing, and the codes that it means; a sentence may mean none."""
+    """Wordings with one meaning, and the codes for it; a sentence may have none."""
 
     texts: tuple[str, ...]
     codes: frozenset[str]
@@ -30,73 +30,75 @@ def sentence_pairs(
     examples: Iterable[Example],
     system: CodeSystem,
     reader: Reader,
-    named: Callable[[str, CodeSystem], str | None] | None = None,
+    name_code: Callable[[str, CodeSystem], str | None] | None = None,
 ) -> list[list[Pair]]:
-    """For each example all sentences that analyze would read, with the codes marked in them.
+    """For each example all its sentences, with the codes marked in them.
 
-    A sentence without marks has no codes; others are `named`, by default as `reported` does. Raises
-    InputError for an example that has codes but no evidence, from which no sentence can be learned.
+    `name_code` turns a marked code into the one that is trained on, or None; by default it is
+    `reported_code`. Raises InputError for an example that has codes but no evidence, from which
+    no sentence can be trained on.
     """
-    named = named or reported
-    found = []
+    name_code = name_code or reported_code
+    documents = []
     for example in examples:
         if example.codes and not example.evidence:
             raise InputError(f"{example.id} has codes without evidence: towers learn from evidence")
         note = example.note
         marks = [
-            (span.start, span.end, stem)
-            for code in dict.fromkeys(one.code for one in example.evidence)
-            if (stem := named(code, system)) is not None
+            (span.start, span.end, named)
+            for code in dict.fromkeys(evidence.code for evidence in example.evidence)
+            if (named := name_code(code, system)) is not None
             for span in example.spans(code)
         ]
         pairs = []
         for sentence in reader.sentences(note.text):
-            start, end = sentence.tokens.start_char, sentence.tokens.end_char
-            codes = frozenset(code for at, to, code in marks if at < end and start < to)
-            pairs.append(Pair((query(sentence.tokens.text),), codes))
-        found.append(pairs)
-    return found
+            codes = frozenset(
+                code for start, end, code in marks if start < sentence.end and sentence.start < end
+            )
+            pairs.append(Pair((query(sentence.text),), codes))
+        documents.append(pairs)
+    return documents
 
 
 def index_pairs(
     terms: Sequence[IndexTerm], system: CodeSystem, abbreviations: Mapping[str, str]
 ) -> list[Pair]:
-    """What the Alphabetic Index says: each term as printed, as spoken, and with its modifiers.
+    """The terms of the Alphabetic Index: each as printed, in spoken order, and with its modifiers.
 
-    A term that refers to another (`see`, `see also`) means what that one means. `abbreviations`
-    gives for a phrase its short form, with which a text is said once more.
+    A term that refers to another (`see`, `see also`) has that one's codes. `abbreviations` gives
+    the short form of a phrase, with which each wording is repeated.
     """
-    coded: defaultdict[str, set[str]] = defaultdict(set)
+    codes_of: defaultdict[str, set[str]] = defaultdict(set)
     for term in terms:
         if term.code is not None:
-            code = reported(system.normalize(term.code), system)
-            for key in (_key(term.text), _key(", ".join(_first(term)))):
-                coded[key].update([code] if code is not None else [])
+            code = reported_code(system.normalize(term.code), system)
+            for key in (_key(term.text), _key(", ".join(_first_forms(term)))):
+                codes_of[key].update([code] if code is not None else [])
     pairs = []
     for term in terms:
-        texts = list(dict.fromkeys(_ways(term)))
-        own = coded[_key(term.text)] if term.code is not None else set()
-        referred = (coded.get(_key(see), set()) for see in (term.see, term.see_also) if see)
+        texts = list(dict.fromkeys(_wordings(term)))
+        own = codes_of[_key(term.text)] if term.code is not None else set()
+        referred = (codes_of.get(_key(see), set()) for see in (term.see, term.see_also) if see)
         codes = own.union(*referred)
         if codes:
-            pairs.append(Pair(tuple(abbreviated(texts, abbreviations)), frozenset(codes)))
+            pairs.append(Pair(tuple(add_abbreviated(texts, abbreviations)), frozenset(codes)))
     return pairs
 
 
-def abbreviated(texts: Sequence[str], abbreviations: Mapping[str, str]) -> list[str]:
-    """The texts, and again with phrases that clinicians abbreviate in their short form."""
+def add_abbreviated(texts: Sequence[str], abbreviations: Mapping[str, str]) -> list[str]:
+    """The texts, and each again with the phrases that clinicians abbreviate in their short form."""
     longest = max((len(phrase.split()) for phrase in abbreviations), default=0)
-    short = []
+    abbreviated = []
     for text in texts:
-        words, said = text.split(), []
+        words, shortened = text.split(), []
         while words:
             sizes = range(min(longest, len(words)), 0, -1)
             phrases = {size: " ".join(words[:size]).lower() for size in sizes}
             size = next((size for size in sizes if phrases[size] in abbreviations), 1)
-            said.append(abbreviations.get(phrases.get(size, ""), words[0]))
+            shortened.append(abbreviations.get(phrases.get(size, ""), words[0]))
             words = words[size:]
-        short.append(" ".join(said))
-    return list(dict.fromkeys([*texts, *short]))
+        abbreviated.append(" ".join(shortened))
+    return list(dict.fromkeys([*texts, *abbreviated]))
 
 
 def read_abbreviations(file: Path, least_share: float) -> dict[str, str]:
@@ -120,25 +122,25 @@ def read_abbreviations(file: Path, least_share: float) -> dict[str, str]:
     return short
 
 
-def reported(code: str, system: CodeSystem) -> str | None:
-    """The code that locate reports for `code`; None for one that the release does not have."""
+def reported_code(code: str, system: CodeSystem) -> str | None:
+    """The code that locate reports for `code`; None for one that the release lacks."""
     return system.reported(code) if code in system else None
 
 
-def written(code: str, system: CodeSystem) -> str | None:
-    """The code without its 7th character, as annotators wrote it; None as for `reported`."""
+def stem_code(code: str, system: CodeSystem) -> str | None:
+    """The code without its 7th character, as annotators write it; None as in `reported_code`."""
     return system.stem(code) if code in system else None
 
 
-def _ways(term: IndexTerm) -> Iterable[str]:
+def _wordings(term: IndexTerm) -> Iterable[str]:
     yield term.text
-    spoken = " ".join(reversed(_first(term)))
+    spoken = " ".join(reversed(_first_forms(term)))
     yield spoken
     for modifier in term.modifiers:
         yield f"{modifier} {spoken}"
 
 
-def _first(term: IndexTerm) -> list[str]:
+def _first_forms(term: IndexTerm) -> list[str]:
     """The path without other forms of its words: "Hemorrhage" of "Hemorrhage, hemorrhagic"."""
     return [plain(part).partition(",")[0] for part in term.path]
 

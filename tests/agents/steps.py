@@ -2,22 +2,15 @@
 
 from typing import Any
 
-from langgraph.runtime import Runtime
-
-from agents.context import Context
-from agents.state import Node
-from clh.schema import Candidate, Note, Status, Term
-
-RUN = "f" * 32
+from agents.pipeline import Pipeline
+from clh.schema import Agent, Candidate, Note, Status, Term
 
 
-async def step(node: Node, context: Context, note: Note, **state: Any) -> dict[str, Any]:
-    """What a node adds to the state, with its record in the audit under `audit`."""
-    context.audit.begin(RUN, note, context.settings.hash, context.settings.model_dump_json())
-    given: Any = {"run_id": RUN, "note": note, **state}
-    added = await node(given, runtime=Runtime(context=context))
-    [record] = context.audit.show(RUN)["steps"]
-    return {**added, "audit": record}
+async def run_step(agent: Agent, pipeline: Pipeline, note: Note, **given: Any) -> dict[str, Any]:
+    """The state after one agent, with the agent's record in the audit under `audit`."""
+    coded = await pipeline.run_agents([agent], {"note": note, **given})  # type: ignore[typeddict-item]
+    [record] = pipeline.audit.show(coded.note.run_id)["steps"]  # type: ignore[attr-defined]
+    return {**coded.state, "audit": record}
 
 
 def term(note: Note, quote: str, status: Status = "affirmed", lead_term: str = "") -> Term:
@@ -31,7 +24,9 @@ def term(note: Note, quote: str, status: Status = "affirmed", lead_term: str = "
     )
 
 
-def candidate(context: Context, code: str, score: float = 1.0, matched: str = "") -> Candidate:
+def candidate(
+    pipeline: Pipeline, code: str, similarity: float = 1.0, matched: str = ""
+) -> Candidate:
     """A candidate that lay close by its title."""
-    title = context.system[code].title
-    return Candidate(code=code, title=title, matched=matched or title, similarity=score)
+    title = pipeline.system[code].title
+    return Candidate(code=code, title=title, matched=matched or title, similarity=similarity)

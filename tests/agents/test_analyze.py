@@ -8,11 +8,12 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from agents.analyze import Quoted, Reply, analyze, extract_by_retrieval, find
-from agents.context import Context
+from agents.analyze.llm import Quoted, Reply, locate_quote
+from agents.analyze.retrieval import RetrievalAnalyzer
+from agents.pipeline import Pipeline
 from clh.schema import Note, Status, Term
-from tests.agents.steps import step
-from tests.conftest import MakeContext
+from tests.agents.steps import run_step
+from tests.conftest import MakePipeline
 from tests.fakes import QueuedModel
 
 LLM = {"source": "llm"}
@@ -55,19 +56,24 @@ def replies(*terms: tuple[str, str, Status]) -> Reply:
     )
 
 
+def extract(pipeline: Pipeline, note: Note) -> list[Term]:
+    assert isinstance(pipeline.analyzer, RetrievalAnalyzer)
+    return pipeline.analyzer.extract(note)
+
+
 # --- retrieval ---------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="session")
-def toy(context: MakeContext) -> Context:
-    return context()
+def toy(make_toy: MakePipeline) -> Pipeline:
+    return make_toy()
 
 
 @given(text=NOTES)
 @example(text="e\u0301 hypertension\r\n\U0001f468\u200d\U0001f469 heart\r\nfailure")
-def test_terms_are_verbatim_and_apart(toy: Context, text: str) -> None:
+def test_terms_are_verbatim_and_apart(toy: Pipeline, text: str) -> None:
     note = Note(id="n", text=text)
-    terms = extract_by_retrieval(note, toy)
+    terms = extract(toy, note)
     assert_verbatim(note, terms)
     for one, following in itertools.pairwise(terms):
         assert one.quote.end <= following.quote.start
@@ -100,10 +106,10 @@ def test_terms_are_verbatim_and_apart(toy: Context, text: str) -> None:
     ],
 )
 async def test_mentions_and_their_statuses(
-    context: MakeContext, text: str, found: list[tuple[str, Status]]
+    make_toy: MakePipeline, text: str, found: list[tuple[str, Status]]
 ) -> None:
     note = Note(id="n", text=text)
-    added = await step(analyze, context(), note)
+    added = await run_step("analyze", make_toy(), note)
     assert [(term.quote.text, term.status) for term in added["terms"]] == found
     assert not added["errors"]
 
@@ -117,16 +123,16 @@ async def test_mentions_and_their_statuses(
         ("No heart failure.", "heart failure"),
     ],
 )
-def test_what_is_looked_up(toy: Context, text: str, lead_term: str) -> None:
-    [term] = extract_by_retrieval(Note(id="n", text=text), toy)
+def test_what_is_looked_up(toy: Pipeline, text: str, lead_term: str) -> None:
+    [term] = extract(toy, Note(id="n", text=text))
     assert term.lead_term == lead_term
 
 
 @given(text=NOTES)
-def test_sentences_are_looked_up_beside_their_mentions(context: MakeContext, text: str) -> None:
+def test_sentences_are_looked_up_beside_their_mentions(make_toy: MakePipeline, text: str) -> None:
     note = Note(id="n", text=text)
-    mentions = extract_by_retrieval(note, context())
-    terms = extract_by_retrieval(note, context(analyze={"sentences": True}))
+    mentions = extract(make_toy(), note)
+    terms = extract(make_toy(analyze={"retrieval": {"sentences": True}}), note)
     assert_verbatim(note, terms)
     assert [term for term in terms if not term.is_sentence] == mentions
     sentence_terms = [term for term in terms if term.is_sentence]
@@ -146,17 +152,17 @@ def test_sentences_are_looked_up_beside_their_mentions(context: MakeContext, tex
     ],
 )
 def test_a_sentence_is_affirmed_only_if_all_of_it_is(
-    context: MakeContext, text: str, status: Status
+    make_toy: MakePipeline, text: str, status: Status
 ) -> None:
-    terms = extract_by_retrieval(Note(id="n", text=text), context(analyze={"sentences": True}))
+    terms = extract(make_toy(analyze={"retrieval": {"sentences": True}}), Note(id="n", text=text))
     assert [term.status for term in terms if term.is_sentence] == [status]
 
 
-def test_a_long_note_is_read_to_its_end(toy: Context) -> None:
+def test_a_long_note_is_read_to_its_end(toy: Pipeline) -> None:
     day = "The patient slept well and walked along the corridor before lunch was brought in. "
     text = day * 1_430 + "He has hypertension."
     assert len(text.split()) > 20_000
-    [term] = extract_by_retrieval(Note(id="n", text=text), toy)
+    [term] = extract(toy, Note(id="n", text=text))
     assert term.quote.start == text.index("hypertension")
 
 
@@ -174,48 +180,56 @@ def test_a_long_note_is_read_to_its_end(toy: Context) -> None:
     ],
 )
 async def test_quotes_are_found_as_the_note_has_them(
-    context: MakeContext, text: str, quote: str, found: str
+    make_toy: MakePipeline, text: str, quote: str, found: str
 ) -> None:
     model = QueuedModel([replies((quote, "Failure, heart", "uncertain"))])
     note = Note(id="n", text=text)
-    [term] = (await step(analyze, context(model, analyze=LLM), note))["terms"]
+    [term] = (await run_step("analyze", make_toy(model, analyze=LLM), note))["terms"]
     assert_verbatim(note, [term])
     assert (term.lead_term, term.status) == ("Failure, heart", "uncertain")
     assert term.quote.text == found
 
 
-async def test_an_invented_quote_is_dropped_and_counted(context: MakeContext) -> None:
+async def test_an_invented_quote_is_dropped_and_counted(make_toy: MakePipeline) -> None:
     model = QueuedModel([replies(("gout", "Gout", "affirmed"), ("cough", "Cough", "affirmed"))])
-    added = await step(analyze, context(model, analyze=LLM), Note(id="n", text="He has a cough."))
+    added = await run_step(
+        "analyze", make_toy(model, analyze=LLM), Note(id="n", text="He has a cough.")
+    )
     assert quotes(added["terms"]) == ["cough"]
     [dropped] = added["audit"]["dropped"]
     assert (dropped["reason"], dropped["start"]) == ("quote_not_in_note", 0)
     assert not added["errors"]
 
 
-async def test_a_bad_reply_costs_only_its_own_window(context: MakeContext) -> None:
+async def test_a_bad_reply_costs_only_its_own_window(make_toy: MakePipeline) -> None:
     good = replies(("cough", "Cough", "affirmed"))
     model = QueuedModel([good, '{"terms": [', good])
-    settings = {"analyze": {"source": "llm", "window_words": 5}, "audit": {"store_text": True}}
+    settings = {
+        "analyze": {"source": "llm", "llm": {"window_words": 5}},
+        "audit": {"store_text": True},
+    }
     note = Note(id="n", text="First a cough came. Then a fever came. Last a cough came.")
-    added = await step(analyze, context(model, **settings), note)
+    added = await run_step("analyze", make_toy(model, **settings), note)
     assert [term.quote.start for term in added["terms"]] == [
         note.text.index("cough"),
         note.text.rindex("cough"),
     ]
     assert len(added["audit"]["dropped"]) == 1
+    assert [warning.rule for warning in added["warnings"]] == ["unusable_reply"]
     assert [exchange["reply"] for exchange in added["audit"]["exchanges"]][1] == '{"terms": ['
     assert not added["errors"]
 
 
 @pytest.mark.parametrize("words", [1, 7, 40, 10_000])
 async def test_windows_hold_whole_sentences_and_leave_none_out(
-    context: MakeContext, words: int
+    make_toy: MakePipeline, words: int
 ) -> None:
     sentences = [f"Finding number {i} & <b>{{x}}</b> is noted here." for i in range(30)]
     model = QueuedModel([replies()] * len(sentences))
-    settings = {"source": "llm", "window_words": words}
-    await step(analyze, context(model, analyze=settings), Note(id="n", text=" ".join(sentences)))
+    settings = {"source": "llm", "llm": {"window_words": words}}
+    await run_step(
+        "analyze", make_toy(model, analyze=settings), Note(id="n", text=" ".join(sentences))
+    )
     shown = [messages[-1]["content"] for messages in model.chats]
     held = [[sentence for sentence in sentences if sentence in passage] for passage in shown]
     assert list(itertools.chain.from_iterable(held)) == sentences
@@ -223,28 +237,65 @@ async def test_windows_hold_whole_sentences_and_leave_none_out(
     assert len(held) == 30 if words < 10 else len(held) < 30
 
 
+async def test_sections_that_name_no_diagnosis_are_not_shown(make_toy: MakePipeline) -> None:
+    text = "ASSESSMENT:\nCough.\n\nMEDICATIONS:\n- metformin\n\nPLAN:\nRest. See him soon."
+    model = QueuedModel([replies()] * 2)
+    await run_step("analyze", make_toy(model, analyze=LLM), Note(id="n", text=text))
+    shown = [messages[-1]["content"] for messages in model.chats]
+    assert ["Cough." in passage for passage in shown] == [True, False]
+    assert ["Rest. See him soon." in passage for passage in shown] == [False, True]
+    assert not any("metformin" in passage for passage in shown)
+
+
 @given(text=NOTES, before=st.text(max_size=9), data=st.data())
-def test_find_finds_any_stretch_whatever_its_white_space(
+def test_any_whole_words_of_a_passage_are_located_whatever_their_white_space(
     text: str, before: str, data: st.DataObject
 ) -> None:
-    note = Note(id="n", text=before + text)
+    note = Note(id="n", text=f"{before} {text}")
     passage = note.span(len(before), len(note.text))
-    start = data.draw(st.integers(0, len(text) - 1))
-    stretch = text[start : data.draw(st.integers(start + 1, len(text)))]
-    found = find(note, passage, " \n ".join(stretch.split()))
-    if not stretch.strip():
-        assert found is None
-    else:
-        assert found is not None
-        assert note.text[found.start : found.end] == found.text
-        assert found.text.split() == stretch.split() or found.start <= len(before) + start
-        assert passage.start <= found.start
+    words = passage.text.split()
+    start = data.draw(st.integers(0, len(words) - 1))
+    stretch = words[start : data.draw(st.integers(start + 1, len(words)))]
+    found = locate_quote(note, passage, " \n ".join(stretch))
+    assert found is not None
+    assert note.text[found.start : found.end] == found.text
+    assert found.text.split() == stretch
+    assert passage.start <= found.start
+
+
+@pytest.mark.parametrize(
+    ("text", "quote", "start"),
+    [
+        ("No family history of note. Admitted with acute MI.", "MI", 47),
+        ("Symptoms of MS.", "MS", 12),
+        ("Oral intake is fair. RA is stable.", "RA", 21),
+        ("She had HA.", "HA", 8),
+        ("Pedal edema, then PE.", "PE", 18),
+        ("Takes it. IT band pain.", "IT", 10),  # the same case first
+        ("Mild asthma.", "ASTHMA", 5),
+        ("Myeloma.", "oma", None),
+    ],
+)
+def test_a_quote_is_not_found_inside_another_word(text: str, quote: str, start: int | None) -> None:
+    note = Note(id="n", text=text)
+    found = locate_quote(note, note.span(0, len(text)), quote)
+    assert (found.start if found else None) == start
+
+
+async def test_equal_quotes_are_the_occurrences_in_their_order(make_toy: MakePipeline) -> None:
+    note = Note(id="n", text="Denies cough at night. Today he has a cough.")
+    model = QueuedModel([replies(("cough", "Cough", "negated"), ("cough", "Cough", "affirmed"))])
+    added = await run_step("analyze", make_toy(model, analyze=LLM), note)
+    assert [(term.quote.start, term.status) for term in added["terms"]] == [
+        (note.text.index("cough"), "negated"),
+        (note.text.rindex("cough"), "affirmed"),
+    ]
 
 
 @given(text=NOTES, quote=st.text())
 def test_find_takes_any_quote(text: str, quote: str) -> None:
     note = Note(id="n", text=text)
-    found = find(note, note.span(0, len(text)), quote)
+    found = locate_quote(note, note.span(0, len(text)), quote)
     assert found is None or len(found.text.split()) == len(quote.split())
 
 
@@ -262,12 +313,14 @@ TERMS = st.fixed_dictionaries(
     | JSON.map(json.dumps)
     | st.fixed_dictionaries({"terms": st.lists(TERMS | JSON)}).map(json.dumps)
 )
-def test_no_reply_breaks_the_agent(context: MakeContext, raw: str) -> None:
+def test_no_reply_breaks_the_agent(make_toy: MakePipeline, raw: str) -> None:
     note = Note(id="n", text="He has a cough.")
-    added = asyncio.run(step(analyze, context(QueuedModel([raw]), analyze=LLM), note))
-    assert not added["errors"]
-    assert_verbatim(note, added["terms"])
-    assert len(added["audit"]["exchanges"]) == 1
+    added = asyncio.run(run_step("analyze", make_toy(QueuedModel([raw]), analyze=LLM), note))
+    # A model that could not be understood must not look like a note without findings.
+    assert all("none of the 1 replies" in error.message for error in added["errors"])
+    assert ("terms" in added) != bool(added["errors"])
+    assert_verbatim(note, added.get("terms", []))
+    assert len(added["audit"]["exchanges"]) >= 1
 
 
 @pytest.mark.parametrize(
@@ -280,9 +333,9 @@ def test_no_reply_breaks_the_agent(context: MakeContext, raw: str) -> None:
     ],
 )
 async def test_a_model_that_overlooks_a_denial_is_corrected(
-    context: MakeContext, said: Status, quote: str, status: Status
+    make_toy: MakePipeline, said: Status, quote: str, status: Status
 ) -> None:
     note = Note(id="n", text="He has gout. No evidence of pulmonary embolism.")
     model = QueuedModel([replies((quote, quote, said))])
-    added = await step(analyze, context(model, analyze={"source": "llm"}), note)
+    added = await run_step("analyze", make_toy(model, analyze={"source": "llm"}), note)
     assert [(term.quote.text, term.status) for term in added["terms"]] == [(quote, status)]

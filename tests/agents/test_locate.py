@@ -4,20 +4,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agents.locate import locate, search
 from clh.schema import Note
-from tests.agents.steps import step, term
-from tests.conftest import MakeContext
+from tests.agents.steps import run_step, term
+from tests.conftest import MakePipeline
 
 NOTE = Note(id="n", text="Heart failure, pain in right knee, diabetes.")
 
 
 @given(queries=st.lists(st.text() | st.sampled_from(["heart failure", "pain in knee", "E11.9"])))
 def test_candidates_are_codes_of_the_release_each_once_best_first(
-    context: MakeContext, queries: list[str]
+    make_toy: MakePipeline, queries: list[str]
 ) -> None:
-    toy = context(locate={"candidates": 4})
-    found = search(queries, toy)
+    toy = make_toy(locate={"candidates": 4})
+    found = toy.retriever.search(queries)
     assert len(found) == len(queries)
     for candidates in found:
         codes = [candidate.code for candidate in candidates]
@@ -40,19 +39,19 @@ def test_candidates_are_codes_of_the_release_each_once_best_first(
     ],
 )
 async def test_the_first_candidate_is_what_the_book_gives(
-    context: MakeContext, query: str, code: str
+    make_toy: MakePipeline, query: str, code: str
 ) -> None:
     terms = [term(NOTE, "diabetes", lead_term=query)]
-    [[first, *_]] = (await step(locate, context(), NOTE, terms=terms))["candidates"]
+    [[first, *_]] = (await run_step("locate", make_toy(), NOTE, terms=terms))["candidates"]
     assert first.code == code
 
 
-async def test_terms_keep_their_order(context: MakeContext) -> None:
+async def test_terms_keep_their_order(make_toy: MakePipeline) -> None:
     terms = [term(NOTE, quote) for quote in ("diabetes", "Heart failure", "pain in right knee")]
-    found = (await step(locate, context(), NOTE, terms=terms))["candidates"]
+    found = (await run_step("locate", make_toy(), NOTE, terms=terms))["candidates"]
     assert [first.code for first, *_ in found] == ["E11.9", "I50.9", "M25.561"]
 
 
-async def test_no_terms_no_candidates(context: MakeContext) -> None:
-    added = await step(locate, context(), NOTE, terms=[])
+async def test_no_terms_no_candidates(make_toy: MakePipeline) -> None:
+    added = await run_step("locate", make_toy(), NOTE, terms=[])
     assert (added["candidates"], added["errors"]) == ([], [])

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from clh.errors import InputError
-from clh.training.patients import Tables, read_tables
+from clh.training.patients.tables import Tables, read_tables
 
 SCRIPT = Path(__file__).parents[2] / "data" / "prepare_patients.py"
 FILES = ("icd", "patients", "labels", "splits")

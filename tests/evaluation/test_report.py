@@ -100,7 +100,7 @@ def outcome(
             ),
             split="test",
         ),
-        Steps(note_id=id, run_id="r", note_sha256="s", git="", located=scores, verified=scores),
+        Steps(note_id=id, run_id="r", note_sha256="s", git="", retrieved=scores, verified=scores),
         CodedExample(
             note_id=id,
             run_id="r",
@@ -126,21 +126,22 @@ def outcome(
 
 def result_of(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     """What metrics.json would hold of a whole run."""
-    notes = stages.scored(one.coded for one in outcomes)
-    misses = Counter(one.why for one in stages.misses(outcomes, SYSTEM, THRESHOLD))
-    extras = Counter(one.what for one in stages.extras(outcomes, SYSTEM))
+    notes = stages.score_notes(one.coded for one in outcomes)
+    misses = Counter(one.why for one in stages.find_false_negatives(outcomes, SYSTEM, THRESHOLD))
+    extras = Counter(one.what for one in stages.find_false_positives(outcomes, SYSTEM))
     result = {
         "dataset": "invented",
         "split": "test",
         "n_notes": len(outcomes),
         "code_space": 98186,
+        "threshold": 0.3,
         "stages": {
             "locate": {"recall@50": 0.75, "map": 0.7, "no_prior": {"recall@50": 0.625}},
             "verify": {"candidates": 12345, "roc_auc": None, "map": 0.65},
             "assign": {**metrics.set_scores(notes), "map": 0.6},
         },
         "ci95": {"micro_f1": (0.25, 0.5), "map": (0.1, 0.9)},
-        "funnel": stages.funnel(outcomes, SYSTEM, THRESHOLD),
+        "funnel": stages.count_funnel(outcomes, SYSTEM, THRESHOLD),
         "misses": {why: misses[why] for why in stages.MISSES},
         "extras": {what: extras[what] for what in stages.EXTRAS},
         "chapters": [group._asdict() for group in metrics.by_chapter(notes, SYSTEM)],

@@ -12,17 +12,18 @@ from clh.evaluation.stages import (
     CodedExample,
     Outcome,
     Steps,
+    TermPlace,
     analyze_scores,
     assign_scores,
-    extras,
-    funnel,
+    count_funnel,
+    find_false_negatives,
+    find_false_positives,
     locate_scores,
-    misses,
     read_predictions,
     verify_scores,
 )
 from clh.icd.tabular import CodeSystem
-from clh.schema import AssignedCode, Note, Span, Term
+from clh.schema import AssignedCode, Note, Span
 from tests.fakes import toy_system
 
 THRESHOLD = 0.4
@@ -59,20 +60,21 @@ def outcome(
         ),
         split="dev",
     )
-    whole = NOTE.span(0, len(NOTE.text))
     steps = Steps(
         note_id="n",
         run_id="r",
         note_sha256=NOTE.sha256,
         git="",
         terms=tuple(
-            Term(quote=span(quote), sentence=whole, lead_term=quote, status="affirmed")
+            TermPlace(
+                start=span(quote).start, end=span(quote).end, status="affirmed", is_sentence=False
+            )
             for quote in quotes
         ),
-        located={code: 1 - rank / 10 for rank, code in enumerate(located)},
-        near={code: 1 - rank / 10 for rank, code in enumerate(located)},
+        retrieved={code: 1 - rank / 10 for rank, code in enumerate(located)},
+        retrieved_without_prior={code: 1 - rank / 10 for rank, code in enumerate(located)},
         verified=verified or {},
-        decided=decided or {},
+        code_probabilities=decided or {},
     )
     coded = CodedExample(
         note_id="n",
@@ -88,7 +90,7 @@ def outcome(
                 description=code,
                 confidence=confidence,
                 sequence=sequence,
-                evidence=(whole,),
+                evidence=(NOTE.span(0, len(NOTE.text)),),
                 rationale="",
             )
             for sequence, (code, confidence) in enumerate((assigned or {}).items(), start=1)
@@ -121,9 +123,9 @@ def outcome(
     ],
 )
 def test_a_missed_code_is_lost_at_one_stage(system: CodeSystem, one: Outcome, why: str) -> None:
-    [lost] = misses([one], system, THRESHOLD)
+    [lost] = find_false_negatives([one], system, THRESHOLD)
     assert (lost.note_id, lost.why) == ("n", why)
-    counts = list(funnel([one], system, THRESHOLD).values())
+    counts = list(count_funnel([one], system, THRESHOLD).values())
     assert counts[0] == 1
     assert counts[-1] == 0
     assert counts == sorted(counts, reverse=True)
@@ -144,14 +146,18 @@ def test_a_missed_code_is_lost_at_one_stage(system: CodeSystem, one: Outcome, wh
 def test_an_invented_code_is_told_by_its_kin(
     system: CodeSystem, gold: str, assigned: str, what: str
 ) -> None:
-    [invented] = extras([outcome({gold: ""}, assigned={assigned: 0.5})], system)
+    [invented] = find_false_positives([outcome({gold: ""}, assigned={assigned: 0.5})], system)
     assert (invented.code, invented.what) == (assigned, what)
 
 
 def test_nothing_is_lost_or_invented_when_all_is_right(system: CodeSystem) -> None:
     right = outcome({"I10": "hypertension"}, assigned={"I10": 0.5})
-    assert misses([right], system, THRESHOLD) == extras([right], system) == []
-    assert set(funnel([right], system, THRESHOLD).values()) == {1}
+    assert (
+        find_false_negatives([right], system, THRESHOLD)
+        == find_false_positives([right], system)
+        == []
+    )
+    assert set(count_funnel([right], system, THRESHOLD).values()) == {1}
     scores = assign_scores([right], system, THRESHOLD)
     assert scores["micro_f1"] == scores["folded"]["micro_f1"] == scores["category"]["micro_f1"] == 1
 
@@ -202,7 +208,7 @@ def test_the_ranking_of_assign_is_its_decisions_where_it_has_one(system: CodeSys
         (decided, 1, "dropped by assign"),  # nothing that verify says is final
     ):
         assert assign_scores([one], system, THRESHOLD)["ranking"]["map"] == score
-        assert [lost.why for lost in misses([one], system, THRESHOLD)] == [why]
+        assert [lost.why for lost in find_false_negatives([one], system, THRESHOLD)] == [why]
 
 
 LINE: dict[str, Any] = {

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
@@ -12,19 +12,23 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from sentence_transformers import SentenceTransformer
 
 from clh.config import Settings
 from clh.corpora import Evidence, Example
 from clh.errors import InputError
-from clh.evaluation import runs
+from clh.evaluation import recipes
 from clh.evaluation.metrics import Scored, compare, set_scores
 from clh.evaluation.stages import read_predictions
 from clh.icd.tabular import CodeSystem
-from clh.models.embedder import TextEncoder, TextTower
+from clh.models.embedder import Vectors
 from clh.retrieval.lexical import searchable
 from clh.schema import Note
-from clh.training import rerank
-from clh.training.attention import LabelAttention, Tokens
+from clh.training.attention import evaluation
+from clh.training.attention.head import LabelAttention, Tokens
+from clh.training.attention.shortlist import CodeVectors, Retriever, Shortlist
+from clh.training.attention.training import AttentionRecipe
+from clh.training.towers import open_tower
 from tests.fakes import tiny_encoder, toy_system
 
 ROOT = Path(__file__).parents[2]
@@ -74,18 +78,31 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 Run = Callable[..., Path]
 
 
+class TinyTower:
+    """A tower of the tiny encoder."""
+
+    id = "tiny"
+
+    def __init__(self, model: SentenceTransformer) -> None:
+        self._model = model
+
+    def encode(
+        self, texts: Sequence[str], progress: Callable[[int], None] | None = None
+    ) -> Vectors:
+        vectors: Vectors = self._model.encode(list(texts), normalize_embeddings=True)
+        return vectors
+
+
 @pytest.fixture
 def run(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     """Runs a recipe in few epochs on the toy system and a tiny encoder; returns the output."""
-    encoder = TextEncoder.load(tiny_encoder(tmp_path / "encoder")).eval()
-    tower = TextTower(encoder, "tiny", max_tokens=32, batch=8)
+    model = open_tower(tiny_encoder(tmp_path / "encoder")).eval()
+    tower = TinyTower(model)
     texts = [(SYSTEM.reported(code), text) for code, text in searchable(SYSTEM)]
-    vectors = rerank.CodeVectors(
-        [code for code, _ in texts], tower.encode([text for _, text in texts])
-    )
+    vectors = CodeVectors([code for code, _ in texts], tower.encode([text for _, text in texts]))
 
-    def towers(settings: Settings, system: CodeSystem) -> rerank.Retriever:
-        return rerank.Retriever(encoder, tower, 32, vectors, system)
+    def towers(settings: Settings, system: CodeSystem) -> Retriever:
+        return Retriever(model, tower, 32, vectors, system)
 
     def start(name: str, *more: str) -> Path:
         values = yaml.safe_load(RECIPES[name].read_text())
@@ -100,7 +117,7 @@ def run(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
         ablate.main()
         return output
 
-    monkeypatch.setattr(rerank.Retriever, "load", towers)
+    monkeypatch.setattr(Retriever, "load", towers)
     monkeypatch.setattr("clh.icd.tabular.load_tabular", lambda: SYSTEM)
     return start
 
@@ -110,7 +127,7 @@ def rows(output: Path, name: str) -> list[Scored]:
 
 
 def test_the_recipes_differ_in_one_thing() -> None:
-    laa, mean, plain = (runs.read_recipe(file, rerank.Recipe) for file in RECIPES.values())
+    laa, mean, plain = (recipes.read_recipe(file, AttentionRecipe) for file in RECIPES.values())
     assert laa.head is not None
     assert laa.head.pooling == "label-aware"
     assert mean == laa.model_copy(update={"head": laa.head.model_copy(update={"pooling": "mean"})})
@@ -118,7 +135,7 @@ def test_the_recipes_differ_in_one_thing() -> None:
 
 
 def test_what_is_held_out_is_what_the_towers_held_out() -> None:
-    recipe = runs.read_recipe(RECIPES["laa"], rerank.Recipe)
+    recipe = recipes.read_recipe(RECIPES["laa"], AttentionRecipe)
     towers = yaml.safe_load((RECIPES["laa"].parent / "train_retriever.yaml").read_text())
     assert (recipe.held_out, recipe.seed) == (towers["held_out"], towers["seed"])
 
@@ -203,11 +220,11 @@ def marked() -> Example:
     return Example(id="n", notes=(note,), codes=codes, evidence=evidence, split="dev")
 
 
-def found(*closest: tuple[int, int]) -> rerank.Shortlist:
+def found(*closest: tuple[int, int]) -> Shortlist:
     """Three gold codes and another, and the ten words and stops of the note."""
     starts = [0, 4, 9, 11, 16, 20, 22, 26, 28, 31]
     spans = np.array([(at, at + 1) for at in starts])
-    return rerank.Shortlist(
+    return Shortlist(
         id="n",
         gold=frozenset({"R05.9", "M25.562", "I10", "J18.9"}),
         tokens=Tokens(torch.eye(10, 32).half(), spans),
@@ -230,22 +247,22 @@ def found(*closest: tuple[int, int]) -> rerank.Shortlist:
 def test_evidence_is_right_where_annotators_marked_the_code(
     closest: list[tuple[int, int]], share: float
 ) -> None:
-    scores = ablate.pointed_at([marked()], [found(*closest)], None, SYSTEM, 20, 0)
+    scores = evaluation.score_evidence([marked()], [found(*closest)], None, SYSTEM, 20, 0)
     assert scores["gold_with_evidence"] == 2  # nothing is marked for I10, J18.9 was not found
     assert scores["right"] == share
     assert scores["chance"] == pytest.approx((3 / 10 + 2 / 10) / 2)
 
 
 def test_attention_points_at_tokens(tmp_path: Path) -> None:
-    head = LabelAttention(TextEncoder.load(tiny_encoder(tmp_path)), 32)
+    head = LabelAttention(open_tower(tiny_encoder(tmp_path)), 32)
     with torch.no_grad():  # each code looks for the token of its own row
         head.query.weight.copy_(torch.eye(32))
         head.key.weight.copy_(torch.eye(32))
     note = found(*[(0, 1)] * 4)
-    scores = ablate.pointed_at([marked()], [note], head, SYSTEM, 20, 0)
+    scores = evaluation.score_evidence([marked()], [note], head, SYSTEM, 20, 0)
     assert scores["right"] == 0.5  # the first word is marked for R05.9, the second not for M25.562
-    uniform = LabelAttention(TextEncoder.load(tmp_path), 32, uniform=True)
-    assert ablate.pointed_at([marked()], [note], uniform, SYSTEM, 20, 0) is None
+    uniform = LabelAttention(open_tower(tmp_path), 32, uniform=True)
+    assert evaluation.score_evidence([marked()], [note], uniform, SYSTEM, 20, 0) is None
 
 
 def scored(**predicted: Any) -> Scored:
@@ -254,8 +271,8 @@ def scored(**predicted: Any) -> Scored:
 
 def test_roc_auc_is_over_what_is_ranked() -> None:
     notes = [scored(A=0.9, B=0.5, C=0.1), scored(B=0.95, A=0.5)]
-    area, (low, high) = ablate.roc_auc(notes, 200, 0)
+    area, (low, high) = evaluation.pooled_roc_auc(notes, 200, 0)
     assert area == pytest.approx((1 + 1 + 0 + 0.5 + 1 + 0) / 6)
     assert low <= area <= high
     with pytest.raises(InputError, match="no gold code is among those found"):
-        ablate.roc_auc([scored(B=0.5)], 200, 0)
+        evaluation.pooled_roc_auc([scored(B=0.5)], 200, 0)

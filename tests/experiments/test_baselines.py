@@ -12,13 +12,10 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from clh.corpora import Example
 from clh.errors import InputError
-from clh.evaluation import runs
-from clh.evaluation.metrics import Scored, set_scores
+from clh.evaluation import recipes
 from clh.icd.index import IndexTerm
 from clh.icd.tabular import load_tabular
 from clh.retrieval.lexical import searchable
@@ -62,7 +59,7 @@ def load() -> ModuleType:
 
 
 baselines = load()
-VALUES = runs.read_recipe(RECIPE, baselines.Recipe)
+VALUES = recipes.read_recipe(RECIPE, baselines.BaselinesRecipe)
 
 
 def run(*flags: object) -> subprocess.CompletedProcess[str]:
@@ -221,7 +218,7 @@ def test_bad_input_is_one_line(
     command = [str(SCRIPT), *map(str, flags(data, tmp_path / "out")), *given]
     monkeypatch.setattr(sys, "argv", command)
     with pytest.raises(SystemExit) as ended:
-        runs.command(baselines.main)
+        recipes.run_script(baselines.main)
     assert ended.value.code == 2
     error = capsys.readouterr().err
     assert said in error
@@ -329,29 +326,6 @@ def test_a_threshold_is_chosen_on_notes_that_were_not_learned_from() -> None:
     assert sorted(seen) == sorted(one.id for one in train)
 
 
-codes = st.sampled_from("ABCDEF")
-scored_notes = st.lists(
-    st.builds(
-        Scored,
-        id=st.just("n"),
-        gold=st.frozensets(codes, max_size=4),
-        predicted=st.dictionaries(codes, st.sampled_from([-1.5, -1.0, 0.0, 0.5, 2.0])),
-    ),
-    min_size=1,
-    max_size=5,
-)
-
-
-@given(scored_notes)
-def test_no_other_threshold_is_better(notes: list[Scored]) -> None:
-    def f1(threshold: float) -> float:
-        return set_scores(baselines.final(notes, threshold))["micro_f1"]
-
-    every = {score for note in notes for score in note.predicted.values()}
-    best = max(map(f1, every), default=0.0)
-    assert f1(baselines.best_threshold(notes)) == pytest.approx(best)
-
-
 # --- the real thing ------------------------------------------------------------------------------
 
 
@@ -361,7 +335,7 @@ def test_minilm_finds_what_is_said_in_other_words() -> None:
     texts = baselines.reportable(searchable(system), system)
     said = ["Well so far. Both kidneys have stopped working.", "She cannot see with her left eye."]
     notes = [example(text) for text in (*said, "-")]
-    kidneys, eyes, blank = baselines.minilm(notes, texts, system, VALUES.minilm)
+    kidneys, eyes, blank = baselines.minilm(notes, texts, VALUES.minilm)
     assert max(kidneys, key=kidneys.__getitem__) == "N19"  # unspecified kidney failure
     assert max(eyes, key=eyes.__getitem__).startswith("H54")  # blindness
     assert blank == {}

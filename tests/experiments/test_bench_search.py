@@ -29,8 +29,8 @@ def script(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Script:
     small.write_text(yaml.safe_dump({**recipe, "k": 3, "sizes": SIZES}))
     monkeypatch.setenv("CLH_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setattr("clh.icd.tabular.load_tabular", toy_system)
-    for module in ("ann", "towers"):
-        monkeypatch.setattr(f"clh.retrieval.{module}.load_tower", lambda name, settings: ToyTower())
+    for module in ("clh.retrieval.index", "clh.models.embedder"):
+        monkeypatch.setattr(f"{module}.load_embedder", lambda name, settings: ToyTower())
 
     def run(*flags: object) -> int:
         given = ["--output", tmp_path / "out", "--recipe", small, *flags]

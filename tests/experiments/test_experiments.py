@@ -12,10 +12,11 @@ import pytest
 
 from agents.evaluation import experiment, oracle
 from clh.corpora import CORPORA, read
+from clh.errors import ServerError
 from clh.schema import AGENTS
-from tests.conftest import MakeContext
+from tests.conftest import MakePipeline
 from tests.corpora.fixtures import FIXTURES
-from tests.fakes import toy_system
+from tests.fakes import QueuedModel, toy_system
 
 SCRIPTS = Path(__file__).parents[2] / "experiments"
 AGENT_SCRIPTS = ["1_analyse_agent", "2_locate_agent", "3_verify_agent", "4_assign_agent"]
@@ -30,12 +31,10 @@ Script = Callable[..., int]
 
 
 @pytest.fixture
-def script(monkeypatch: pytest.MonkeyPatch, context: MakeContext) -> Script:
+def script(monkeypatch: pytest.MonkeyPatch, make_toy: MakePipeline) -> Script:
     """Runs a script in this process, its agents on fakes, and gives its exit code."""
     monkeypatch.setattr(experiment, "load_tabular", toy_system)
-    monkeypatch.setattr(
-        experiment, "_load", lambda settings, system: context(policy=settings.policy)
-    )
+    monkeypatch.setattr(experiment, "_load", lambda settings: make_toy(policy=settings.policy))
 
     def run(name: str, *flags: object) -> int:
         monkeypatch.setattr(sys, "argv", [name, *map(str, flags)])
@@ -129,16 +128,16 @@ def test_a_killed_run_goes_on_and_gives_the_same_files(
     script: Script, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     coded: list[str] = []
-    original = oracle.whole
+    original = oracle.run_pipeline
 
-    async def whole(example: Any, context: Any, git: str) -> Any:
+    async def run_pipeline(example: Any, pipeline: Any, git: str) -> Any:
         if example.id == "c" and "c" not in coded:
             coded.append("c")
             raise KeyboardInterrupt
         coded.append(example.id)
-        return await original(example, context, git)
+        return await original(example, pipeline, git)
 
-    monkeypatch.setattr(oracle, "whole", whole)
+    monkeypatch.setattr(oracle, "run_pipeline", run_pipeline)
     with pytest.raises(KeyboardInterrupt):
         script("benchmark", *flags(data, tmp_path / "killed"))
     steps = tmp_path / "killed" / "steps.jsonl"
@@ -270,14 +269,18 @@ def test_an_agent_that_fails_is_said_and_exits_1(
     data: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    context: MakeContext,
+    make_toy: MakePipeline,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(
-        experiment, "_load", lambda settings, system: context(analyze={"source": "llm"})
+        experiment,
+        "_load",
+        lambda settings: make_toy(
+            QueuedModel([ServerError("no server answers")] * 4), analyze={"source": "llm"}
+        ),
     )
     assert script("benchmark", *flags(data, tmp_path / "out")) == 1
-    assert "a: analyze failed: no language model is loaded" in capsys.readouterr().err
+    assert "a: analyze failed: no server answers" in capsys.readouterr().err
     result = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert (result["failed_notes"], result["n_notes"]) == (4, 4)
 

@@ -6,23 +6,26 @@ import re
 import runpy
 import sys
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
 import yaml
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer
 
-from agents.training import examples
-from clh.corpora import hold_out, read
+from agents.training import preference_pairs, training_set
+from agents.training.examples import AGENT_EXAMPLE, AgentExample
+from clh.corpora import find, hold_out, read
 from clh.models.language import LocalModel
-from clh.models.reranker import open_crossencoder
-from clh.training import language, reranker
-from tests.conftest import MakeContext
-from tests.fakes import tiny_encoder, tiny_llama, toy_system
+from clh.training import language
+from clh.training.export import export_onnx
+from clh.training.reranker import open_reranker
+from clh.training.towers import save_half
+from tests.conftest import MakePipeline
+from tests.fakes import tiny_encoder, tiny_llama
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 SCRIPTS = {
@@ -31,6 +34,7 @@ SCRIPTS = {
     "run_dpo": "run_dpo",
     "run_grpo_unsloth": "run_grpo",
 }
+REWARDS = ("format_reward", "verbatim_reward", "code_f1_reward")
 DOCUMENTS = [
     {"He has had a cough since {}.": ["R05.9"], "He came by bus.": []},
     {"There is pain in his right knee since {}.": ["M25.561"], "He slept well.": []},
@@ -39,8 +43,8 @@ DOCUMENTS = [
 MONTHS = ["January", "February", "March", "April", "May", "June", "July"]
 SMALL = {
     "lora": {"rank": 4, "alpha": 8, "dropout": 0.1, "modules": ["q_proj", "v_proj"]},
-    "learned": {"analyze": 4, "verify": 8},
-    "scored": {"analyze": 2, "verify": 6},
+    "train_examples": {"analyze": 4, "verify": 8},
+    "held_out_examples": {"analyze": 2, "verify": 6},
     "candidates": 4,
     "held_out": 0.34,
     "max_tokens": 1500,
@@ -56,17 +60,16 @@ Run = Callable[..., int]
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, context: MakeContext, tmp_path: Path) -> Run:
+def run(monkeypatch: pytest.MonkeyPatch, make_toy: MakePipeline, tmp_path: Path) -> Run:
     """Runs a script in this process, agents on fakes, and gives its exit code."""
-    monkeypatch.setattr(examples, "load_tabular", toy_system)
 
-    def load(settings: Any, system: Any) -> Any:
-        candidates = settings.locate.candidates
-        return context(
-            policy=settings.policy, locate={"candidates": candidates}, cache_dir=tmp_path / "cache"
-        )
+    @cache  # a pipeline of its own would be another run: its weights lie elsewhere
+    def load(dataset: str, candidates: int) -> Any:
+        policy = find(dataset).policy
+        locate = {"candidates": candidates}
+        return make_toy(policy=policy, locate=locate, cache_dir=tmp_path / "cache")
 
-    monkeypatch.setattr(examples, "_load", load)
+    monkeypatch.setattr(training_set, "load_pipeline", load)
 
     def script(name: str, flags: list[str], *more: str) -> int:
         monkeypatch.setattr(sys, "argv", [name, *flags, *more])
@@ -142,7 +145,10 @@ def weights(folder: Path) -> bytes:
         ("run_training", {"loss"}),
         ("run_unsloth", {"loss"}),
         ("run_dpo", {"loss", "rewards/chosen", "rewards/rejected", "rewards/margins"}),
-        ("run_grpo_unsloth", {"reward", "rewards/format/mean", "rewards/correct/mean"}),
+        (
+            "run_grpo_unsloth",
+            {"reward", "rewards/format_reward/mean", "rewards/code_f1_reward/mean"},
+        ),
     ],
 )
 def test_a_run_writes_the_best_adapter_and_a_log(
@@ -178,7 +184,7 @@ def test_a_killed_run_ends_as_if_it_had_never_stopped(
 ) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     given = (
-        flags(script, learned={"verify": 8}, batch=1, packing=False)
+        flags(script, train_examples={"verify": 8}, batch=1, packing=False)
         if script == "run_training"
         else flags(script)
     )
@@ -214,11 +220,11 @@ def test_a_kill_between_the_end_of_an_epoch_and_its_score(
     async def until(*given: Any) -> dict[str, float]:
         if next(scores) == 1:
             raise KeyboardInterrupt
-        return await score(*given)
+        return await evaluate(*given)
 
-    score = examples.score
+    evaluate = training_set.evaluate
     with monkeypatch.context() as patch:
-        patch.setattr(examples, "score", until)
+        patch.setattr(training_set, "evaluate", until)
         with pytest.raises(KeyboardInterrupt):
             run("run_training", given, "--output", str(killed))
     assert [row["epoch"] for row in log(killed)] == [0]
@@ -228,33 +234,33 @@ def test_a_kill_between_the_end_of_an_epoch_and_its_score(
     assert weights(killed) == weights(whole)
 
 
-def test_questions_that_were_answered_are_not_asked_again(
+def test_pairs_that_were_made_are_not_made_again(
     run: Run, flags: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, given = tmp_path / "out", flags("run_dpo")
-    asked: list[int] = []
+    completed: list[AgentExample] = []
 
-    async def until(places: Sequence[int], *given: Any) -> Any:
-        if len(asked) == 5:
+    async def until(batch: Sequence[AgentExample], *given: Any) -> Any:
+        if len(completed) == 5:
             raise KeyboardInterrupt
-        asked.extend(places)
-        return await mistakes(places, *given)
+        completed.extend(batch)
+        return await make_pairs(batch, *given)
 
-    mistakes = examples.mistakes
-    monkeypatch.setattr(examples, "AT_ONCE", 5)
+    make_pairs = preference_pairs.make_pairs
+    monkeypatch.setattr(preference_pairs, "BATCH", 5)
     with monkeypatch.context() as patch:
-        patch.setattr(examples, "mistakes", until)
+        patch.setattr(preference_pairs, "make_pairs", until)
         with pytest.raises(KeyboardInterrupt):
             run("run_dpo", given, "--output", str(out))
     assert len((out / "pairs.jsonl").read_text().splitlines()) == 5
     assert run("run_dpo", given, "--output", str(out)) == 0
-    learned = (out / "learned.jsonl").read_text().splitlines()
+    examples = (out / "train.jsonl").read_text().splitlines()
     pairs = [json.loads(line) for line in (out / "pairs.jsonl").read_text().splitlines()]
-    assert len(pairs) == len(learned) == 12
-    assert asked == [0, 1, 2, 3, 4]
-    replies = [json.loads(line)["reply"] for line in learned]
-    for pair, reply in zip(pairs, replies, strict=True):
-        assert pair is None or (pair["reply"] == reply != pair["rejected"])
+    assert len(pairs) == len(examples) == 12
+    assert len(completed) == 5
+    completions = [json.loads(line)["completion"] for line in examples]
+    for pair, completion in zip(pairs, completions, strict=True):
+        assert pair is None or (pair["completion"] == completion != pair["rejected"])
 
 
 def test_no_held_out_document_is_learned(
@@ -267,12 +273,12 @@ def test_no_held_out_document_is_learned(
             json.loads(line)["document"]
             for line in (out / f"{name}.jsonl").read_text().splitlines()
         }
-        for name in ("learned", "held_out")
+        for name in ("train", "held_out")
     }
     assert all(documents.values())
-    assert not documents["learned"] & documents["held_out"]
+    assert not documents["train"] & documents["held_out"]
     kept, held = hold_out(list(read("jsonl", tmp_path, "train")), 0.34, 0)
-    assert documents["learned"] <= {one.id for one in kept}
+    assert documents["train"] <= {one.id for one in kept}
     assert documents["held_out"] <= {one.id for one in held}
 
 
@@ -308,14 +314,14 @@ def test_models_are_held_against_each_other_on_the_same_questions(
     run: Run, flags: Callable[..., list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     flags("run_training")
-    recipe = {"scored": SMALL["scored"], "candidates": 4, "negatives": 3}
+    recipe = {"examples": SMALL["held_out_examples"], "candidates": 4, "negatives": 3}
     recipe |= {"reply_tokens": 16, "bootstrap": 20, "seed": 0}
     (tmp_path / "eval.yaml").write_text(yaml.safe_dump(recipe))
     given = ["--dataset", "jsonl", "--data-dir", str(tmp_path), "--split", "train"]
     given += ["--recipe", str(tmp_path / "eval.yaml"), "--output", str(tmp_path / "out")]
     base, encoder = str(tmp_path / "base"), tmp_path / "encoder"
-    untrained = open_crossencoder(tiny_encoder(tmp_path / "tower"), torch.float32, to_train=True)
-    reranker.save(*untrained, encoder)
+    save_half(open_reranker(tiny_encoder(tmp_path / "tower"), 64), encoder)
+    export_onnx(encoder)
     given += ["--models", base, base, "--thinking", base, "--encoder", str(encoder)]
     assert run("eval_language", given) == 0
     report = json.loads((tmp_path / "out" / "metrics.json").read_text())
@@ -346,24 +352,24 @@ def test_a_model_that_thinks_is_scored_thinking(
     thoughts: list[str] = []
 
     async def spy(items: Any, model: Any) -> dict[str, float]:
-        thoughts.extend(await model.think([items[0].messages]))
-        return await score(items, model)
+        thoughts.extend(await model.think([items[0].prompt]))
+        return await evaluate(items, model)
 
-    score = examples.score
-    monkeypatch.setattr(examples, "score", spy)
+    evaluate = training_set.evaluate
+    monkeypatch.setattr(training_set, "evaluate", spy)
     out = tmp_path / "out"
     assert run(script, flags(script, epochs=1, think=True), "--output", str(out)) == 0
     assert [row["analyze_usable"] for row in log(out)] == [1, 1]
     assert all(re.fullmatch("<think>[^<]+</think>\n", one) for one in thoughts)
     tuned = LocalModel(str(out / "best"), tmp_path / "cache", max_tokens=16, think=True)
-    item = examples.kept(out / "held_out.jsonl", examples._ITEM, list)[0]
-    assert asyncio.run(tuned.think([item.messages])) == thoughts[1:]
+    item = training_set.cached_jsonl(out / "held_out.jsonl", AGENT_EXAMPLE, list)[0]
+    assert asyncio.run(tuned.think([item.prompt])) == thoughts[1:]
     if script == "run_dpo":
         lines = (out / "pairs.jsonl").read_bytes().decode().split("\n")[:-1]
         pairs = [pair for line in lines if (pair := json.loads(line)) is not None]
         assert pairs
         for pair in pairs:
-            assert pair["reply"].startswith("<think>")
+            assert pair["completion"].startswith("<think>")
             assert pair["rejected"].startswith("<think>")
 
 

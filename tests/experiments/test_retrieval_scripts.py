@@ -10,8 +10,10 @@ import pytest
 import yaml
 
 from clh.evaluation.stages import CUTOFFS
+from clh.icd.rules import CodeBook
+from clh.training.export import export_onnx
 from tests.experiments.test_train_retriever import span
-from tests.fakes import tiny_encoder, toy_system
+from tests.fakes import tiny_encoder, toy_guidelines, toy_system
 
 SCRIPTS = Path(__file__).parents[2] / "experiments"
 TRAIN = [
@@ -28,17 +30,26 @@ DEV = [
 Run = Callable[..., int]
 
 
+@pytest.fixture(scope="module")
+def tower(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny encoder as CLH runs it."""
+    folder = tiny_encoder(tmp_path_factory.mktemp("towers") / "tower")
+    export_onnx(folder)
+    return folder
+
+
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+def run(tower: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     """Runs a script in this process, on the toy code system, and gives its exit code."""
     monkeypatch.setattr("clh.icd.tabular.load_tabular", toy_system)
-    monkeypatch.setattr("agents.context.load_tabular", toy_system)
-    monkeypatch.setattr("agents.evaluation.experiment.load_tabular", toy_system)
-    tower = str(tiny_encoder(tmp_path / "tower"))
+    for module in ("agents.pipeline", "agents.evaluation.experiment"):
+        monkeypatch.setattr(f"{module}.load_tabular", toy_system)
+    book = CodeBook(toy_system(), toy_guidelines())
+    monkeypatch.setattr("agents.pipeline.load_code_book", lambda edits: book)
     monkeypatch.setenv("CLH_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setenv("CLH_DATA_DIR", str(tmp_path / "data"))
-    monkeypatch.setenv("CLH_TOWERS__QUERY", tower)
-    monkeypatch.setenv("CLH_TOWERS__CODE", tower)
+    monkeypatch.setenv("CLH_TOWERS__QUERY", str(tower))
+    monkeypatch.setenv("CLH_TOWERS__CODE", str(tower))
     for split, rows in (("train", TRAIN), ("dev", DEV)):
         write(tmp_path / f"{split}.jsonl", rows)
 
@@ -64,11 +75,10 @@ def write(file: Path, rows: list[tuple[str, dict[str, str]]]) -> None:
             stream.write(json.dumps(row) + "\n")
 
 
-def test_towers_are_scored_by_view_and_prefix(run: Run, tmp_path: Path) -> None:
+def test_towers_are_scored_by_view_and_prefix(run: Run, tower: Path, tmp_path: Path) -> None:
     recipe = {"prefixes": [8, 64], "words": [0, 1], "kept": 200, "bootstrap": 20}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     out = tmp_path / "out"
-    tower = tmp_path / "tower"
     flags = ("--split", "dev", "--recipe", tmp_path / "recipe.yaml", "--output", out)
     assert run("eval_retriever", *flags, "--towers", tower) == 0
 
@@ -171,10 +181,10 @@ def test_a_decision_that_cannot_be_fitted(
 
 
 def test_a_trained_cross_encoder_changes_what_verify_says(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Run, tower: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = yaml.safe_load((SCRIPTS / "recipes" / "train_verifier.yaml").read_text())
-    recipe |= {"base": str(tmp_path / "tower"), "profile": "cpu", "held_out": 0.5, "folds": 2}
+    recipe |= {"base": str(tower), "profile": "cpu", "held_out": 0.5, "folds": 2}
     recipe |= {"negatives": 2, "epochs": 2, "batch": 2, "learning_rate": 1.0e-2, "warmup": 0}
     (tmp_path / "verifier.yaml").write_text(yaml.safe_dump(recipe))
     flags = ("--recipe", tmp_path / "verifier.yaml", "--output", tmp_path / "out")
@@ -184,20 +194,20 @@ def test_a_trained_cross_encoder_changes_what_verify_says(
     assert log[2]["loss"] < log[1]["loss"]
     best = tmp_path / "out" / "best"
     report = json.loads((best / "metrics.json").read_text())
-    assert report["likely"]["encoder"]["score"] > log[0]["score"]
+    assert report["reranked"]["encoder"]["score"] > log[0]["score"]
 
     again = tmp_path / "again"
     assert run("train_verifier", *flags[:-1], again, "--encoder", str(best)) == 0
     weighed = [json.loads((one / "model.json").read_text()) for one in (best, again / "best")]
     assert weighed[0] == weighed[1]
-    assert not (again / "learned.jsonl").exists()
+    assert not (again / "train.jsonl").exists()
 
     said = {}
-    monkeypatch.setenv("CLH_VERIFY__ENCODER", str(best))
-    for source in ("retrieval", "encoder"):
+    monkeypatch.setenv("CLH_VERIFY__RERANKING__MODEL", str(best))
+    for source in ("retrieval", "reranking"):
         monkeypatch.setenv("CLH_VERIFY__SOURCE", source)
         assert run("benchmark", "--split", "dev", "--output", tmp_path / source) == 0
         steps = (tmp_path / source / "steps.jsonl").read_text().splitlines()
         said[source] = json.loads(steps[0])["verified"]
-    assert said["encoder"].keys() == said["retrieval"].keys()
-    assert said["encoder"] != said["retrieval"]
+    assert said["reranking"].keys() == said["retrieval"].keys()
+    assert said["reranking"] != said["retrieval"]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from clh.training.patient_tower import PatientTower
+from clh.training.patients.tower import PatientTower
 from tests.fakes import ToyTower
 
 ROOT = Path(__file__).parents[2]
@@ -24,7 +24,7 @@ Run = Callable[..., int]
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     """Runs a script of the repository, its towers fakes, and gives its exit code."""
-    monkeypatch.setattr("clh.models.embedder.load_tower", lambda name, settings: ToyTower())
+    monkeypatch.setattr("clh.models.embedder.load_embedder", lambda name, settings: ToyTower())
 
     def script(name: str, *flags: object) -> int:
         monkeypatch.setattr(sys, "argv", [name, *map(str, flags)])

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import yaml
 from accelerate.state import AcceleratorState
+from transformers import Trainer
 
-from clh.training import retriever
 from tests.fakes import tiny_encoder, toy_system
 
 SCRIPT = Path(__file__).parents[2] / "experiments" / "train_retriever.py"
@@ -95,7 +95,8 @@ def without_clock(rows: list[dict[str, float]]) -> list[dict[str, float]]:
 
 
 def weights(folder: Path) -> dict[str, bytes]:
-    return {file.name: file.read_bytes() for file in (folder / "best").glob("*.safetensors")}
+    best = folder / "best"
+    return {str(file.relative_to(best)): file.read_bytes() for file in best.rglob("*.safetensors")}
 
 
 def test_a_run_writes_towers_a_log_and_a_plot(run: Run, flags: list[str], tmp_path: Path) -> None:
@@ -103,10 +104,23 @@ def test_a_run_writes_towers_a_log_and_a_plot(run: Run, flags: list[str], tmp_pa
     assert run(flags, "--output", str(out)) == 0
     rows = log(out)
     assert [row["epoch"] for row in rows] == [0, 1, 2]
+    assert rows[2]["loss"] < rows[1]["loss"]
     assert all(0 <= row["recall@50"] <= 1 for row in rows)
     assert "<svg" in (out / "plot.svg").read_text()
-    assert set(weights(out)) == {"model.safetensors", "head.safetensors"}
+    assert (out / "best" / "model.onnx").exists()
+    assert set(weights(out)) == {"model.safetensors", "2_Dense/model.safetensors"}
     assert json.loads((out / "config.json").read_text())["held_out"] == 1
+    assert not [file for file in (out / "best").rglob("*") if file.suffix in (".bin", ".pt")]
+
+
+def test_nothing_of_a_note_is_written(run: Run, flags: list[str], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert run(flags, "--output", str(out)) == 0
+    for file in out.rglob("*"):
+        if file.is_file():
+            content = file.read_bytes().decode("latin-1").lower()
+            for sentence in ("walks well", "he went home", "cough at night"):
+                assert sentence not in content, file
 
 
 def test_a_killed_run_ends_as_if_it_had_never_stopped(
@@ -117,14 +131,14 @@ def test_a_killed_run_ends_as_if_it_had_never_stopped(
 
     steps = iter(range(1000))
 
-    def until_the_sixth(*given: Any) -> float:
+    def until_the_sixth(self: Any, *given: Any, **more: Any) -> Any:
         if next(steps) == 5:
             raise KeyboardInterrupt
-        return backpropagate(*given)
+        return training_step(self, *given, **more)
 
-    backpropagate = retriever.backpropagate
+    training_step = Trainer.training_step
     with monkeypatch.context() as patch:
-        patch.setattr(retriever, "backpropagate", until_the_sixth)
+        patch.setattr(Trainer, "training_step", until_the_sixth)
         with pytest.raises(KeyboardInterrupt):
             run(flags, "--output", str(killed))
     assert [row["epoch"] for row in log(killed)] == [0, 1]
@@ -137,21 +151,30 @@ def test_a_killed_run_ends_as_if_it_had_never_stopped(
 def test_cached_gradients_lead_to_the_same_towers(
     run: Run, flags: list[str], tmp_path: Path
 ) -> None:
-    recipe = yaml.safe_load((tmp_path / "recipe.yaml").read_text())
     losses = []
-    for cached in (False, True):
-        changed = recipe | {"cache_gradients": cached, "chunk": 2, "dropout": 0}
-        (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(changed))
-        assert run(flags, "--output", str(tmp_path / str(cached))) == 0
-        losses.append([row["loss"] for row in log(tmp_path / str(cached))[1:]])
+    for cached in ("false", "true"):
+        changed = ["--cache_gradients", cached, "--mini_batch", "2", "--dropout", "0"]
+        assert run(flags, "--output", str(tmp_path / cached), *changed) == 0
+        losses.append([row["loss"] for row in log(tmp_path / cached)[1:]])
     assert losses[0] == pytest.approx(losses[1], rel=0.02)  # bfloat16 rounds otherwise
+
+
+def test_a_value_of_the_recipe_is_given_as_a_flag(
+    run: Run, flags: list[str], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    changed = ["--set", "epochs=1", "--learning_rate", "1e-3", "--set", "prefixes.16=3"]
+    assert run(flags, "--output", str(out), *changed) == 0
+    assert [row["epoch"] for row in log(out)] == [0, 1]
+    recipe = json.loads((out / "config.json").read_text())["recipe"]
+    assert (recipe["learning_rate"], recipe["prefixes"]) == (1e-3, {"16": 3, "64": 2})
 
 
 @pytest.mark.parametrize(
     ("break_it", "message"),
     [
         (lambda folder: (folder / "train.jsonl").unlink(), "there is no .*train.jsonl"),
-        (lambda folder: (folder / "index.xml").write_text("<a/>"), "is no Alphabetic Index"),
+        (lambda folder: (folder / "index.xml").write_text("<a/>"), "is not the Alphabetic Index"),
         (lambda folder: (folder / "recipe.yaml").write_text("base: x"), "recipe.yaml, dimensions"),
         (
             lambda folder: (folder / "train.jsonl").write_text(

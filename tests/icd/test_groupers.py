@@ -9,7 +9,7 @@ import pytest
 from clh.errors import InputError
 from clh.icd import groupers
 from clh.icd.edits import read_edits
-from clh.icd.rules.checks import Claim, CodeBook, Encounter, check
+from clh.icd.rules import Claim, CodeBook, Encounter, check
 from tests.fakes import toy_guidelines, toy_system
 
 TABLE_6K = """\

@@ -83,9 +83,9 @@ def test_a_bracketed_explanation_in_a_table_is_no_manifestation_code() -> None:
 @pytest.mark.parametrize(
     ("content", "complaint"),
     [
-        ("Pneumonia: J18.9", "no XML"),
+        ("Pneumonia: J18.9", "is not XML"),
         ((FIXTURES / "diseases.xml").read_text("utf-8")[:600], "cut short"),
-        ("<ICD10CM.tabular/>", "no Alphabetic Index"),
+        ("<ICD10CM.tabular/>", "is not the Alphabetic Index"),
         ((FIXTURES / "addenda.xml").read_text("utf-8"), "a term has no title"),
         ((FIXTURES / "unheaded.xml").read_text("utf-8"), "a cell has no column heading"),
     ],

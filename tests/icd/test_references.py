@@ -4,17 +4,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clh.icd.references import read
-from clh.icd.rules.checks import Claim, load_rules
+from clh.icd.references import read_references
+from clh.icd.rules import Claim, load_code_book
 
-BOOK = load_rules()
+BOOK = load_code_book()
 SYSTEM = BOOK.system
 CODES = sorted(SYSTEM)
 
 
 def named(text: str, *codes: str) -> list[str]:
     """Those of `codes` that the text names."""
-    found = set(Claim(codes, BOOK).named(BOOK.intervals(read(text, SYSTEM))))
+    found = set(Claim(codes, BOOK).named_by(BOOK.intervals(read_references(text, SYSTEM))))
     return [code for code in codes if code in found]
 
 
@@ -57,7 +57,7 @@ def test_a_note_names_codes(note: str, inside: list[str], outside: list[str]) ->
     ],
 )
 def test_what_is_not_understood_is_told_and_names_nothing(note: str, why: str) -> None:
-    reading = read(note, SYSTEM)
+    reading = read_references(note, SYSTEM)
     assert not reading.references
     assert why in reading.unread
 
@@ -66,7 +66,7 @@ def test_what_is_not_understood_is_told_and_names_nothing(note: str, why: str) -
     "note", ["any associated injury", "G6PD deficiency", "stage 4", "COVID-19"]
 )
 def test_words_alone_name_no_code(note: str) -> None:
-    assert read(note, SYSTEM) == ((), "")
+    assert read_references(note, SYSTEM) == ((), "")
 
 
 def spelled(code: str, dash: str) -> str:
@@ -79,14 +79,16 @@ def spelled(code: str, dash: str) -> str:
     st.sampled_from([", ", " and ", "; "]),
 )
 def test_every_list_of_codes_is_read(listed: list[tuple[str, str]], joint: str) -> None:
-    reading = read(f"some disease ({joint.join(spelled(*one) for one in listed)})", SYSTEM)
+    reading = read_references(
+        f"some disease ({joint.join(spelled(*one) for one in listed)})", SYSTEM
+    )
     assert [one.first for one in reading.references] == [code for code, _ in listed]
     assert not reading.unread
 
 
 @given(st.sampled_from(CODES), st.sampled_from(CODES))
 def test_a_range_is_in_the_order_of_the_book(one: str, other: str) -> None:
-    first, last = sorted((one, other), key=BOOK.position)
+    first, last = sorted((one, other), key=SYSTEM.position)
     assert set(named(f"({first}-{last})", one, other)) == {one, other}
 
 

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from difflib import get_close_matches
 
 import pytest
 from hypothesis import given
@@ -334,6 +335,31 @@ def test_an_unknown_code_is_a_key_error() -> None:
 
 
 def test_the_release_is_read_once_and_not_on_import() -> None:
-    assert load_tabular() is TABULAR
-    script = "import sys, clh.icd.tabular as t; sys.exit(t.load_tabular.cache_info().misses)"
+    assert load_tabular() is load_tabular("2026-04-01") is load_tabular("2026-09-30") is TABULAR
+    script = "import sys, clh.icd.tabular as t; sys.exit(t._load.cache_info().misses)"
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_positions_run_through_the_tree() -> None:
+    order = list(TABULAR)
+    assert [TABULAR.position(code) for code in order] == list(range(len(order)))
+    assert order[TABULAR.position("S52") : TABULAR.end("S52")] == [
+        "S52",
+        *TABULAR.descendants("S52"),
+    ]
+    assert TABULAR.end("I10") == TABULAR.position("I10") + 1
+
+
+def test_a_retired_code_is_its_own_stem() -> None:
+    assert TABULAR.stem_or_self("S52.501A") == "S52.501"
+    assert TABULAR.stem_or_self("I10") == "I10"
+    assert TABULAR.stem_or_self("M54.5Z") == "M54.5Z"
+
+
+@given(st.text("ABEXZ0159.", max_size=8))
+def test_the_nearest_categories_are_those_that_difflib_finds_among_all(text: str) -> None:
+    letters = text.replace(".", "")
+    if all(letters[:end] not in TABULAR for end in (3, 4)):
+        spelled = f"{letters[:3]}.{letters[3:]}".rstrip(".")
+        categories = [code for code in TABULAR if TABULAR.parent(code) is None]
+        assert TABULAR.nearest(text) == get_close_matches(spelled, categories)

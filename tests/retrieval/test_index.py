@@ -11,13 +11,14 @@ from hypothesis import strategies as st
 from clh.config import Settings
 from clh.errors import InputError, ModelError
 from clh.models.embedder import Vectors
-from clh.retrieval.index import CodeIndex, open_index
+from clh.retrieval.index import CodeIndex, _largest, open_index
 from clh.retrieval.lexical import searchable
 from tests.fakes import ToyTower, toy_system
 
 PAIRS = searchable(toy_system())
 VECTORS = ToyTower().encode([text for _, text in PAIRS])
 INDEX = CodeIndex.build(PAIRS, VECTORS, coarse_dim=16)
+FILES = ["axes.npy", "full.npy", "coarse.npy", "texts.json", "words.npz"]
 
 
 def vectors(*shape: int, seed: int = 0) -> Vectors:
@@ -58,6 +59,31 @@ def test_a_full_shortlist_finds_what_an_exact_search_finds(
         )
         named = [exact[row][int(hit.code[1:])] for hit in hits]
         assert [hit.score for hit in hits] == pytest.approx(named, abs=1e-6)
+
+
+@given(
+    values=st.lists(st.integers(-50, 50), min_size=1, max_size=400),
+    share=st.floats(0, 1),
+)
+def test_the_largest_values_are_found(values: list[int], share: float) -> None:
+    k = max(1, int(share * len(values)))
+    places = _largest(np.array(values, dtype=np.float32), k)
+    assert sorted({*places.tolist()}) == places.tolist()
+    assert sorted(values[place] for place in places) == sorted(values)[-k:]
+
+
+def test_axes_that_tell_no_texts_apart_are_dropped() -> None:
+    narrow = vectors(60, 12)
+    wide = narrow @ vectors(12, 48, seed=1)
+    wide /= np.linalg.norm(wide, axis=1, keepdims=True)
+    index = CodeIndex.build([(f"C{row}", "") for row in range(60)], wide, 8)
+    assert index.along_axes([0, 1]).shape == (2, 12)
+    np.testing.assert_allclose(index.vectors(), wide, atol=1e-5)
+    # Queries may have parts that no text has.
+    queries = vectors(4, 48, seed=2)
+    np.testing.assert_allclose(
+        index.project(queries) @ index.along_axes(range(60)).T, queries @ wide.T, atol=1e-5
+    )
 
 
 def test_a_short_shortlist_still_finds_most_of_the_nearest() -> None:
@@ -107,7 +133,7 @@ def test_a_saved_index_is_the_same_when_loaded(tmp_path: Path) -> None:
         assert loaded.lexicon.coverages(text).tolist() == coverages.tolist()
 
 
-@pytest.mark.parametrize("name", ["vectors.faiss", "texts.json", "words.npz"])
+@pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("damage", ["truncate", "empty", "garbage", "remove"])
 def test_a_damaged_file_says_how_to_mend_it(tmp_path: Path, name: str, damage: str) -> None:
     INDEX.save(tmp_path)
@@ -164,7 +190,7 @@ def encoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
             counts.append(len(texts))
             return super().encode(texts, progress)
 
-    monkeypatch.setattr("clh.retrieval.index.load_tower", lambda name, settings: Counting())
+    monkeypatch.setattr("clh.retrieval.index.load_embedder", lambda name, settings: Counting())
     return counts
 
 
@@ -182,7 +208,7 @@ def test_the_index_is_built_once(settings: Settings, encoded: list[int]) -> None
     assert [hits] == built.nearest(query, 5, 50)
 
 
-@pytest.mark.parametrize("name", ["vectors.faiss", "texts.json", "words.npz"])
+@pytest.mark.parametrize("name", FILES)
 def test_a_truncated_index_is_refused_until_built_anew(settings: Settings, name: str) -> None:
     open_index(settings, toy_system())
     (folder,) = cached(settings)
@@ -205,8 +231,11 @@ def test_an_index_is_kept_for_all_that_it_depends_on(tmp_path: Path, encoded: li
     assert opened(policy="mention", locate={"candidates": 5}) == 1
     assert opened(weights=b"tuned") == 2
     assert opened(locate={"coarse_dim": 32}) == 3
-    assert opened() == 3
-    assert len(cached(settings_of(tmp_path))) == 3
+    code = str(tmp_path / "tower")
+    assert opened(towers={"code": code, "max_tokens": 6}) == 4
+    assert opened(towers={"code": code, "batch_tokens": 6}) == 4
+    assert opened() == 4
+    assert len(cached(settings_of(tmp_path))) == 4
 
 
 TERMS = """<ICD10CM.index><letter><mainTerm><title>Gonalgia</title><code>M25.56-</code>
@@ -233,5 +262,5 @@ def test_an_index_file_that_is_none(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"gone\.xml"):
         open_index(settings_of(tmp_path, index_files=[tmp_path / "gone.xml"]), toy_system())
     (tmp_path / "table.xml").write_text("<ICD10CM.tabular/>")
-    with pytest.raises(InputError, match="is no Alphabetic Index"):
+    with pytest.raises(InputError, match="is not the Alphabetic Index"):
         open_index(settings_of(tmp_path, index_files=[tmp_path / "table.xml"]), toy_system())

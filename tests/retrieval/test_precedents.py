@@ -2,9 +2,12 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.numpy import save_file
 
 from clh.retrieval.lexical import phrases
 from clh.retrieval.precedents import Precedents
@@ -74,6 +77,29 @@ def test_saved_precedents_hold_no_text(tmp_path: Path) -> None:
     for text, _ in SENTENCES:
         assert loaded.shares(text) == pytest.approx(count().shares(text), abs=1e-3)
     assert not any(word in file.read_bytes() for word in (b"chest", b"pain", b"fever"))
+
+
+def test_more_codes_than_16_bits_can_number(tmp_path: Path) -> None:
+    file = tmp_path / "precedents.safetensors"
+    codes = [f"C{number:05}" for number in range(40_000)]
+    Precedents.count([("fever", codes)], longest=1, doubt=0, least=0.5).save(file)
+    assert Precedents.load(file).shares("fever").keys() == {*codes}
+
+
+def test_a_file_whose_numbers_of_codes_wrapped_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "precedents.safetensors"
+    count().save(file)
+    with safe_open(file, "numpy") as saved:
+        metadata = saved.metadata()
+        tensors = {name: saved.get_tensor(name) for name in saved.keys()}  # noqa: SIM118
+    tensors["codes"] = tensors["codes"].astype(np.int16)
+    save_file(tensors, file, metadata)
+    assert Precedents.load(file).shares("fever") == pytest.approx(count().shares("fever"), abs=1e-3)
+
+    tensors["codes"] -= 3
+    save_file(tensors, file, metadata)
+    with pytest.raises(ValueError, match="names codes that it does not hold"):
+        Precedents.load(file)
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"\xff" * 99])

@@ -9,7 +9,7 @@ from clh.document.reader import Reader
 from clh.errors import InputError
 from clh.icd.index import IndexTerm
 from clh.schema import Note, Span
-from clh.training.pairs import abbreviated, index_pairs, read_abbreviations, sentence_pairs
+from clh.training.pairs import add_abbreviated, index_pairs, read_abbreviations, sentence_pairs
 from tests.fakes import toy_system
 
 TEXT = "Cough and HTN. Sprain of the right knee. He went home."
@@ -66,12 +66,12 @@ def test_the_index_is_read_as_it_is_said() -> None:
 
 def test_the_longest_phrase_is_abbreviated() -> None:
     short = {"heart failure": "HF", "congestive heart failure": "CHF", "heart": "hrt"}
-    assert abbreviated(["Acute congestive heart failure of the heart"], short) == [
+    assert add_abbreviated(["Acute congestive heart failure of the heart"], short) == [
         "Acute congestive heart failure of the heart",
         "Acute CHF of the hrt",
     ]
-    assert abbreviated(["Cough"], short) == ["Cough"]
-    assert abbreviated(["Cough"], {}) == ["Cough"]
+    assert add_abbreviated(["Cough"], short) == ["Cough"]
+    assert add_abbreviated(["Cough"], {}) == ["Cough"]
 
 
 def test_rare_senses_are_left_out(tmp_path: Path) -> None:

@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 
-from clh.icd.rules.checks import Claim, Encounter, check, load_rules
-from clh.icd.rules.resolve import resolve
+from clh.icd.rules import Claim, Encounter, check, load_code_book, resolve
 
 CASES = tomllib.loads((Path(__file__).parent / "cases.toml").read_text("utf-8"))["case"]
 
@@ -19,7 +18,7 @@ def test_a_claim_is_found_and_mended(case: dict[str, Any]) -> None:
         sex=case.get("sex"),
         uncertain=frozenset(case.get("uncertain", ())),
     )
-    claim = Claim(case["codes"], load_rules(), encounter)
+    claim = Claim(case["codes"], load_code_book(), encounter)
     found = [one for one in check(claim) if one.severity != "reminder"]
     assert sorted(f"{one.rule}: {' '.join(one.codes)}" for one in found) == case["finds"]
     assert all(one.citation.text for one in found)

@@ -3,13 +3,18 @@
 import json
 import os
 import re
+import time
 from pathlib import Path
 
 import pytest
 
-from clh.icd.rules.checks import Claim, Encounter, Interval, check, load_rules
+from clh.errors import InputError
+from clh.icd.rules import Claim, Encounter, check, load_code_book, resolve
+from clh.icd.rules.book import Interval
+from clh.icd.rules.claim import MAX_CODES
+from clh.icd.tabular import EXTERNAL_CAUSES, FACTORS
 
-BOOK = load_rules()
+BOOK = load_code_book()
 SYSTEM = BOOK.system
 ALL = list(SYSTEM)
 BILLABLE = [code for code in SYSTEM if SYSTEM.billable(code)]
@@ -39,9 +44,9 @@ def called_for(code: str) -> set[str]:
         rules.add("seventh_character")
     elif not entry.billable:
         rules.add("not_billable")
-    history = entry.chapter.name == "21" and "istory of" in entry.title
+    history = entry.chapter.name == FACTORS and "istory of" in entry.title
     supplementary = re.match("B9[5-7]", code) or entry.title.startswith("Underdosing")
-    if entry.chapter.name == "20" or history or supplementary:
+    if entry.chapter.name == EXTERNAL_CAUSES or history or supplementary:
         rules.add("first_listed")
     return rules
 
@@ -74,6 +79,48 @@ def test_a_title_may_say_whose_code_it_is(code: str, sex: str, fits: bool) -> No
 
 def test_the_sex_in_an_external_cause_is_not_the_patients() -> None:
     assert "sex" not in rules("T74.11XA", "Y07.031", sex="female")
+
+
+def test_a_block_of_one_category_does_not_hide_its_notes() -> None:
+    findings = check(Claim(["B20", "O98.711"], BOOK))
+    assert ("code_first", ("B20", "O98.711")) in {(one.rule, one.codes) for one in findings}
+    assert "excludes1" in rules("Z18.11", "Z95.812")
+    assert "use_additional_code" in rules("C50.911")
+
+
+def test_a_category_says_less_than_its_own_unspecified_code() -> None:
+    for codes in (["A37.9", "A37.90"], ["A37.90", "A37.9"]):
+        found = [one for one in check(Claim(codes, BOOK)) if one.rule == "less_specific"]
+        assert [one.codes for one in found] == [("A37.9", "A37.90")]
+
+
+def test_an_unknown_code_is_found() -> None:
+    [finding] = check(Claim(["XYZ"], BOOK))
+    assert (finding.rule, finding.severity, finding.codes) == ("unknown", "error", ("XYZ",))
+
+
+@pytest.mark.parametrize(
+    "codes",
+    [
+        [code for code in SYSTEM if code.startswith("S52")][:MAX_CODES],
+        [code for code in SYSTEM if code.startswith("H40")],
+        [f"{letter}{number:03}.99" for letter in "XQW" for number in range(600)],
+        [note.citation.place for note in PAIRED if note.citation.place in SYSTEM][:MAX_CODES],
+    ],
+    ids=["fractures", "sides", "unknown", "excluded"],
+)
+def test_a_long_claim_is_checked_and_resolved_in_seconds(codes: list[str]) -> None:
+    started = time.process_time()
+    check(Claim(codes, BOOK))
+    resolve(Claim(codes, BOOK))
+    assert time.process_time() - started < 10
+
+
+def test_too_many_codes_for_a_claim_are_refused() -> None:
+    Claim(["I10"] * MAX_CODES, BOOK)
+    with pytest.raises(InputError, match=r"2,001 codes are too many for one claim") as caught:
+        Claim(["I10"] * (MAX_CODES + 1), BOOK)
+    assert "\n" not in str(caught.value)
 
 
 def test_every_excludes1_statement_is_found_in_both_directions() -> None:
