@@ -184,6 +184,16 @@ class Measured(NamedTuple):
     memory: float
 
 
+def peak_memory(process: int) -> float:
+    """The most memory that a process has had since its program was loaded, in MB.
+
+    What the kernel reports at the end counts the copy of the parent before that, too.
+    """
+    status = Path(f"/proc/{process}/status").read_text()
+    found = re.search(r"VmHWM:\s+(\d+) kB", status)
+    return int(found[1]) / 1000 if found else 0.0
+
+
 def measure(machine: Machine, text: str, folder: Path, timeout: float) -> Measured:
     """Code a note, and measure what that takes."""
     note, out, err = (folder / name for name in ("note.txt", "out", "err"))
@@ -200,8 +210,10 @@ def measure(machine: Machine, text: str, folder: Path, timeout: float) -> Measur
             stderr=stderr,
         )
         resource.prlimit(child.pid, resource.RLIMIT_DATA, (limit, limit))
+        peak = 0.0
         while True:
-            ended, status, usage = os.wait4(child.pid, os.WNOHANG)
+            peak = max(peak, peak_memory(child.pid))
+            ended, status, _ = os.wait4(child.pid, os.WNOHANG)
             if ended:
                 child.returncode = os.waitstatus_to_exitcode(status)
                 break
@@ -213,7 +225,7 @@ def measure(machine: Machine, text: str, folder: Path, timeout: float) -> Measur
             time.sleep(0.05)
     done = Done(child.returncode, decoded(out.read_bytes()), decoded(err.read_bytes()))
     machine.assert_clean(done)
-    return Measured(done, time.monotonic() - begun, usage.ru_maxrss / 1000)
+    return Measured(done, time.monotonic() - begun, peak)
 
 
 def assert_coded_or_refused(measured: Measured) -> None:
