@@ -64,7 +64,8 @@ def test_a_tower_gives_the_same_vectors(tmp_path: Path, quantize: bool, least: f
     assert embedder.dimensions == 48
     vectors = embedder.encode(TEXTS)
     for text, vector, other in zip(TEXTS, vectors, expected, strict=True):
-        assert vector @ other > least if text else not vector.any()
+        assert vector @ other > least or not text  # of no tokens the vector is any
+        assert not np.isnan(vector).any()
 
 
 def test_a_reranker_gives_the_same_scores(tmp_path: Path) -> None:
