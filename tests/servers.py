@@ -56,7 +56,7 @@ def serving(answer: Answer) -> Iterator[Server]:
 
         def do_GET(self) -> None:
             self.receive()
-            if self.path.endswith("/models"):
+            if self.path == "/v1/models":
                 models = {"object": "list", "data": [{"id": MODEL, "object": "model"}]}
                 self.send(200, json.dumps(models).encode())
             else:

@@ -741,13 +741,12 @@ def test_the_doctor_finds_a_server_that_serves_something_else(
 def test_the_doctor_finds_a_package_that_is_missing(
     machine: Machine, tmp_path: Path, missing: str
 ) -> None:
-    (tmp_path / missing).mkdir()
-    (tmp_path / missing / "__init__.py").write_text(f"raise ModuleNotFoundError(name={missing!r})")
+    (tmp_path / "sitecustomize.py").write_text(f"import sys; sys.modules[{missing!r}] = None")
     path = {"PYTHONPATH": f"{tmp_path}:{ROOT}"}
     if missing == "langchain_openai":
         with serving(servers.accept) as server:
-            path["CLH_LLM__BASE_URL"] = f"{server.url}/v1"
-            done = machine.clh("doctor", "--profile", "vllm", CLH_LLM__MODEL=servers.MODEL, **path)
+            path |= {"CLH_LLM__BASE_URL": f"{server.url}/v1", "CLH_LLM__MODEL": servers.MODEL}
+            done = machine.clh("doctor", "--profile", "vllm", **path)
     else:
         done = machine.clh("doctor", CLH_ANALYZE__SOURCE="llm", **path)
     assert done.code == AGENT_FAILED

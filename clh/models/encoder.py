@@ -134,7 +134,7 @@ def _open_session(graph: Path) -> "InferenceSession":
     # More than this fuses layers into ones that are slower on a CPU (SkipLayerNormalization).
     basic = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     options.graph_optimization_level = basic
-    options.log_severity_level = 3  # errors
+    options.log_severity_level = 4  # fatal: an error is raised, and told once
     return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
 
