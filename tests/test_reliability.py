@@ -10,7 +10,6 @@ import os
 import random
 import re
 import resource
-import shutil
 import signal
 import sqlite3
 import subprocess
@@ -726,14 +725,9 @@ def test_nothing_found_and_nobody_to_ask_never_look_alike(machine: Machine) -> N
 # --- the doctor ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("path", "model"), [("/nothing/here", servers.MODEL), ("/v1", "another")], ids=["path", "model"]
-)
-def test_the_doctor_finds_a_server_that_serves_something_else(
-    machine: Machine, path: str, model: str
-) -> None:
+def test_the_doctor_finds_a_server_that_serves_another_model(machine: Machine) -> None:
     with serving(servers.raw(404, b"{}")) as server:
-        variables = {"CLH_LLM__BASE_URL": server.url + path, "CLH_LLM__MODEL": model}
+        variables = {"CLH_LLM__BASE_URL": f"{server.url}/v1", "CLH_LLM__MODEL": "another"}
         assert machine.clh("doctor", "--profile", "vllm", **variables).code == AGENT_FAILED
 
 
