@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from clh.icd.tabular import CodeSystem, NoteKind
     from clh.schema import Candidate, CodedNote, Finding, Note, Span
 
+_LONGEST_LINE = 600  # characters of a message
 _NARROWEST = 20  # columns; below, rich prints nothing that can be read
 _UNUSABLE = "unusable_reply"  # the rule of a warning that a model did not answer as asked
 _REPLACEMENT = "\ufffd"  # of a byte of a file name that is not UTF-8
@@ -70,8 +71,11 @@ def discard_output() -> None:
 
 def say(message: str) -> None:
     """Print one line on standard error, if anything takes it."""
+    line = " ".join(harmless(message).split())
+    if len(line) > _LONGEST_LINE:  # an argument may be as long as anything
+        line = f"{line[: _LONGEST_LINE // 2]} … {line[-_LONGEST_LINE // 2 :]}"
     with suppress(OSError):
-        print(f"clh: {' '.join(harmless(message).split())}", file=sys.stderr, flush=True)
+        print(f"clh: {line}", file=sys.stderr, flush=True)
 
 
 def harmless(text: str) -> str:

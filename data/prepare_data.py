@@ -1,4 +1,4 @@
-"""Write each split of each dataset as one parquet file of encounters, and say what is in it.
+"""Write each split of each dataset as one parquet file of encounters, and print what is in it.
 
     python data/prepare_data.py [DATASET ...] [--raw data/raw] [--to data/processed] [--force]
 
@@ -9,11 +9,11 @@ already stays as it is, unless --force is given.
 import argparse
 import sys
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -53,14 +53,14 @@ class Tally:
             self.notes += len(example.notes)
             self.words += sum(len(note.text.split()) for note in example.notes)
             self.codes += len(example.codes)
-            self.with_evidence += len({one.code for one in example.evidence})
+            self.with_evidence += len({evidence.code for evidence in example.evidence})
             self.distinct.update(example.codes)
             yield example
         if not self.encounters:
             raise InputError("there is no encounter in it: do all its files belong together?")
 
     def row(self, known: Iterable[str] | None) -> list[str]:
-        """As the table shows it; `known` are the codes of the release, where it is of them."""
+        """The split's cells of the table; `known` are the codes of the release, if it uses them."""
         return [
             f"{self.encounters:,}",
             f"{self.notes:,}",
@@ -74,13 +74,7 @@ class Tally:
 
 def main() -> None:
     """Prepare what is asked for, and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("datasets", nargs="*", metavar="DATASET")
-    parser.add_argument("--raw", type=Path, default=Path("data/raw"), help="default: data/raw")
-    parser.add_argument(
-        "--to", type=Path, default=Path("data/processed"), help="default: data/processed"
-    )
-    parser.add_argument("--force", action="store_true", help="write all splits anew")
+    parser = _make_parser()
     arguments = parser.parse_args()
 
     from rich.console import Console
@@ -117,16 +111,29 @@ def main() -> None:
     console.width = max(console.width, 100)
     if table.row_count:
         console.print(table)
-    stream = sys.stderr if arguments.datasets else sys.stdout
-    for name, missing in absent.items():
-        what = ", ".join(f"no {what} ({arguments.raw / part})" for part, what in missing.items())
-        print(f"{name} is not prepared: {what}", file=stream)
     if absent:
-        wanted = dict.fromkeys(part for missing in absent.values() for part in missing)
-        print(
-            f"to get what is missing: python data/download_data.py {' '.join(wanted)}", file=stream
-        )
+        _print_absent(absent, arguments.raw, sys.stderr if arguments.datasets else sys.stdout)
     sys.exit(2 if absent and arguments.datasets else status)
+
+
+def _make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("datasets", nargs="*", metavar="DATASET")
+    parser.add_argument("--raw", type=Path, default=Path("data/raw"), help="default: data/raw")
+    parser.add_argument(
+        "--to", type=Path, default=Path("data/processed"), help="default: data/processed"
+    )
+    parser.add_argument("--force", action="store_true", help="write all splits anew")
+    return parser
+
+
+def _print_absent(absent: Mapping[str, Mapping[str, str]], raw: Path, stream: TextIO) -> None:
+    """What raw data each dataset lacks, and how to get it."""
+    for name, missing in absent.items():
+        what = ", ".join(f"no {what} ({raw / part})" for part, what in missing.items())
+        print(f"{name} is not prepared: {what}", file=stream)
+    wanted = dict.fromkeys(part for missing in absent.values() for part in missing)
+    print(f"to get what is missing: python data/download_data.py {' '.join(wanted)}", file=stream)
 
 
 def _missing(name: str, raw: Path) -> dict[str, str]:

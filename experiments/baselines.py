@@ -31,7 +31,7 @@ import math
 import sys
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     Baseline = Callable[[Sequence[Example], Sequence[Example]], list[dict[str, float]]]
 
 Scores = dict[str, float]  # of a note's codes
-Texts = Sequence[tuple[str, str]]  # codes, and what the book calls them
+Texts = Sequence[tuple[str, str]]  # codes with their titles or terms
 
 _LEARNED = ("frequent", "random", "svm")
 _COVERED = "ICD-10-CM"  # the codes that the book has texts of
@@ -98,7 +98,7 @@ class Thresholds(recipes.Recipe):
 
 
 class BaselinesRecipe(recipes.Recipe):
-    """What recipes/baselines.yaml says."""
+    """The values of recipes/baselines.yaml."""
 
     folds: int = Field(ge=2)
     bootstrap: PositiveInt
@@ -110,110 +110,122 @@ class BaselinesRecipe(recipes.Recipe):
 
 def main() -> int:
     """Run, score, report."""
-    parser = recipes.evaluation_parser(__doc__, "experiments/recipes/baselines.yaml")
-    parser.add_argument("--index", type=Path, nargs="+", help="XML files of the Alphabetic Index")
-    parser.add_argument("--only", nargs="+", metavar="NAME", help="baselines to run; all if none")
-    arguments = recipes.parse_arguments(parser)
-    if arguments.track is not None:
-        raise InputError("baselines are not tracked: leave --track out")
+    arguments = parse_arguments()
 
     from tqdm import tqdm
 
     from clh import corpora
-    from clh.cache import sha256
     from clh.config import Settings
-    from clh.evaluation import thresholds
     from clh.icd.index import read_index
     from clh.icd.tabular import load_tabular
-    from clh.retrieval.lexical import searchable
 
     recipe = recipes.read_recipe(arguments.recipe, BaselinesRecipe, arguments.set)
     corpus = corpora.find(arguments.dataset)
     policy = arguments.policy or corpus.policy
     settings = Settings.load(arguments.profile or "cpu", policy=policy, index_files=arguments.index)
     system = load_tabular()
-    titles = reportable(searchable(system), system)
     terms = [term for file in settings.index_files for term in read_index(file)]
-    entries = reportable(index_entries(terms, system), system)
-    baselines: dict[str, Baseline] = {
-        "frequent": frequent,
-        "random": lambda train, notes: drawn(train, notes, arguments.seed),
-        "svm": lambda train, notes: svm(train, notes, recipe.svm),
-        "keyword": lambda _, notes: keyword(notes, titles),
-        "index": lambda _, notes: keyword(notes, entries),
-        "bm25": lambda _, notes: bm25(notes, titles, recipe.bm25),
-        "minilm": lambda _, notes: minilm(notes, titles, recipe.minilm),
-    }
-    if unknown := set(arguments.only or ()) - baselines.keys():
-        choices = ", ".join(baselines)
-        raise InputError(f"there is no baseline {min(unknown)!r}: choose from {choices}")
+    baselines = build_baselines(recipe, terms, system, arguments.seed)
+    wanted = select_wanted(baselines, arguments.only)
 
     notes = _examples(arguments, arguments.split, arguments.limit)
-    left_out: dict[str, str] = {}
-    labels: Collection[str] = system
-    try:
-        train = _train(arguments, recipe.folds)
-    except InputError as error:
-        train = []
-        left_out |= dict.fromkeys(_LEARNED, f"{error}; thresholds of the others are the recipe's")
-    if not terms:
-        left_out["index"] = "give the files of the Alphabetic Index as --index"
-    if corpus.codes != _COVERED:
-        labels = {code for example in (*train, *notes) for code in example.codes}
-        unlike = f"the codes of {arguments.dataset} are {corpus.codes}"
-        left_out |= {name: unlike for name in baselines if name not in _LEARNED}
-    wanted = [name for name in baselines if name in (arguments.only or baselines)]
-    chosen = [name for name in wanted if name not in left_out]
-    for reason in dict.fromkeys(left_out.values()):
-        names = [name for name in wanted if left_out.get(name) == reason]
-        if names:
-            print(f"{', '.join(names)} left out: {reason}", file=sys.stderr)
-    if not chosen:
-        raise InputError("no baseline is left to run")
+    train, left_out = read_train(arguments, recipe.folds)
+    left_out |= find_without_texts(baselines, terms, arguments.dataset)
+    chosen = drop_left_out(wanted, left_out)
+    labels = system if corpus.codes == _COVERED else used_codes([*train, *notes])
 
-    config = {
-        **{
-            name: getattr(arguments, name) for name in ("dataset", "split", "unit", "limit", "seed")
-        },
-        "policy": policy,
-        "baselines": chosen,
-        "index": {file.name: sha256(file) for file in settings.index_files},
-        "recipe": recipe.model_dump(),
-        "icd_release": system.release,
-    }
-    named = {"git": git_commit(), "config_hash": fingerprint(config)}
-    try:
-        arguments.output.mkdir(parents=True, exist_ok=True)
-        _write(arguments.output / "config.json", {**config, **named})
-    except OSError as error:
-        raise InputError(f"{arguments.output} cannot be written: {error.strerror}") from error
+    config = describe_run(arguments, policy, chosen, settings.index_files, recipe, system)
+    stamp = {"git": git_commit(), "config_hash": fingerprint(config)}
+    write_config(arguments.output, {**config, **stamp})
 
     results: dict[str, dict[str, Any]] = {}
     for name in (progress := tqdm(chosen, unit="baseline", disable=None)):
         progress.set_description(name)
         started = time.perf_counter()
         ranked = rankings(notes, baselines[name](train, notes))
-        threshold = chosen_threshold(name, baselines[name], train, recipe, arguments.seed)
+        threshold = choose_threshold(name, baselines[name], train, recipe, arguments.seed)
         seconds = round(time.perf_counter() - started, 1)
-        results[name] = {
-            **measured(ranked, threshold, labels, system, recipe.bootstrap, arguments.seed),
-            "seconds": seconds,
-        }
-        lines = [
-            json.dumps(prediction(one, system)) + "\n"
-            for one in thresholds.apply_threshold(ranked, threshold)
-        ]
-        atomic_write(arguments.output / f"predictions-{name}.jsonl", "".join(lines))
+        scores = measure(ranked, threshold, labels, system, recipe.bootstrap, arguments.seed)
+        results[name] = {**scores, "seconds": seconds}
+        file = arguments.output / f"predictions-{name}.jsonl"
+        write_predictions(file, ranked, threshold, system)
 
-    of_run = {
-        "dataset": arguments.dataset,
-        "split": arguments.split,
-        "n_notes": len(notes),
-        "code_space": len(labels),
-    }
-    _write(arguments.output / "metrics.json", {**of_run, "baselines": results, **named})
+    run = {name: getattr(arguments, name) for name in ("dataset", "split")}
+    run |= {"n_notes": len(notes), "code_space": len(labels)}
+    _write(arguments.output / "metrics.json", {**run, "baselines": results, **stamp})
     _show(results, arguments.output / "table.md")
     return 0
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The flags of the command line. Raises InputError if there is a tracker among them."""
+    parser = recipes.evaluation_parser(__doc__, "experiments/recipes/baselines.yaml")
+    parser.add_argument("--index", type=Path, nargs="+", help="XML files of the Alphabetic Index")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="baselines to run; all if none")
+    arguments = recipes.parse_arguments(parser)
+    if arguments.track is not None:
+        raise InputError("baselines are not tracked: leave --track out")
+    return arguments
+
+
+# --- which baselines run ---------------------------------------------------------------------
+
+
+def build_baselines(
+    recipe: BaselinesRecipe, terms: Sequence["IndexTerm"], system: "CodeSystem", seed: int
+) -> dict[str, "Baseline"]:
+    """All baselines by name; each scores codes for notes, given the training notes."""
+    from clh.retrieval.lexical import searchable
+
+    titles = reportable(searchable(system), system)
+    entries = reportable(index_entries(terms, system), system)
+    return {
+        "frequent": frequent,
+        "random": lambda train, notes: draw_codes(train, notes, seed),
+        "svm": lambda train, notes: svm(train, notes, recipe.svm),
+        "keyword": lambda _, notes: keyword(notes, titles),
+        "index": lambda _, notes: keyword(notes, entries),
+        "bm25": lambda _, notes: bm25(notes, titles, recipe.bm25),
+        "minilm": lambda _, notes: minilm(notes, titles, recipe.minilm),
+    }
+
+
+def select_wanted(names: Collection[str], only: Sequence[str] | None) -> list[str]:
+    """The names that --only gives, in the order of `names`; all if it gives none.
+
+    Raises InputError for an unknown name.
+    """
+    if unknown := set(only or ()).difference(names):
+        raise InputError(f"there is no baseline {min(unknown)!r}: choose from {', '.join(names)}")
+    return [name for name in names if name in (only or names)]
+
+
+def find_without_texts(
+    names: Collection[str], terms: Sequence["IndexTerm"], dataset: str
+) -> dict[str, str]:
+    """The baselines that have no texts of the dataset's codes to search, and why."""
+    from clh import corpora
+
+    codes = corpora.find(dataset).codes
+    if codes != _COVERED:
+        reason = f"the codes of {dataset} are {codes}"
+        return {name: reason for name in names if name not in _LEARNED}
+    return {} if terms else {"index": "give the files of the Alphabetic Index as --index"}
+
+
+def drop_left_out(wanted: Sequence[str], left_out: Mapping[str, str]) -> list[str]:
+    """The baselines to run; prints the reason why the others are left out.
+
+    Raises InputError if none is left.
+    """
+    for reason in dict.fromkeys(left_out.values()):
+        names = [name for name in wanted if left_out.get(name) == reason]
+        if names:
+            print(f"{', '.join(names)} left out: {reason}", file=sys.stderr)
+    chosen = [name for name in wanted if name not in left_out]
+    if not chosen:
+        raise InputError("no baseline is left to run")
+    return chosen
 
 
 # --- the baselines ---------------------------------------------------------------------------
@@ -226,7 +238,7 @@ def frequent(train: Sequence["Example"], notes: Sequence["Example"]) -> list[Sco
     return [shares for _ in notes]
 
 
-def drawn(train: Sequence["Example"], notes: Sequence["Example"], seed: int) -> list[Scores]:
+def draw_codes(train: Sequence["Example"], notes: Sequence["Example"], seed: int) -> list[Scores]:
     """Codes drawn by their frequency, as many as a training note drawn at random has.
 
     The first to be drawn scores highest.
@@ -269,15 +281,15 @@ def svm(train: Sequence["Example"], notes: Sequence["Example"], recipe: Svm) -> 
         LinearSVC(C=recipe.C, class_weight=recipe.class_weight), n_jobs=-1
     ).fit(x, y)
     distances = model.decision_function(words.transform([note.note.text for note in notes]))
-    rows = distances.reshape(len(notes), -1).tolist()  # flat if there is but one code
+    rows = distances.reshape(len(notes), -1).tolist()  # flat if there is a single code
     return [dict(zip(coded.classes_, row, strict=True)) for row in rows]
 
 
 def keyword(notes: Sequence["Example"], texts: Texts) -> list[Scores]:
     """Codes with a text whose every content word is in one sentence.
 
-    The score is what these words tell, the sum of their inverse document frequencies over the
-    texts: the longest match, and the most specific path through the Index, come first.
+    The score is the sum of the words' inverse document frequencies over the texts: the longest
+    match, and the most specific path through the Index, come first.
     """
     from clh.retrieval.lexical import content_words, expand
 
@@ -285,22 +297,22 @@ def keyword(notes: Sequence["Example"], texts: Texts) -> list[Scores]:
     for code, text in texts:
         if words := content_words(text):
             codes[words].add(code)
-    holding = Counter(word for words in codes for word in words)
-    tells = {word: math.log(len(codes) / count) for word, count in holding.items()}
-    told = {words: math.fsum(tells[word] for word in words) for words in codes}
+    counts = Counter(word for words in codes for word in words)
+    idf = {word: math.log(len(codes) / count) for word, count in counts.items()}
+    scores = {words: math.fsum(idf[word] for word in words) for words in codes}
     by_rarest: defaultdict[str, list[frozenset[str]]] = defaultdict(list)
     for words in codes:
-        by_rarest[max(words, key=lambda word: (tells[word], word))].append(words)
+        by_rarest[max(words, key=lambda word: (idf[word], word))].append(words)
 
-    def found(sentence: str) -> Iterator[tuple[str, float]]:
-        said = content_words(expand(sentence))
-        for word in said & by_rarest.keys():
+    def match(sentence: str) -> Iterator[tuple[str, float]]:
+        present = content_words(expand(sentence))
+        for word in present & by_rarest.keys():
             for words in by_rarest[word]:
-                if words <= said:
-                    yield from ((code, told[words]) for code in codes[words])
+                if words <= present:
+                    yield from ((code, scores[words]) for code in codes[words])
 
     return [
-        _best(hit for sentence in _sentences(note) for hit in found(sentence)) for note in notes
+        _best(hit for sentence in _sentences(note) for hit in match(sentence)) for note in notes
     ]
 
 
@@ -377,7 +389,7 @@ def index_entries(terms: Sequence["IndexTerm"], system: "CodeSystem") -> Texts:
     ]
 
 
-# --- from scores to codes, and what they are worth -------------------------------------------
+# --- from scores to codes, and how good they are --------------------------------------------
 
 
 def rankings(notes: Sequence["Example"], scores: Sequence[Scores]) -> list["Scored"]:
@@ -388,13 +400,13 @@ def rankings(notes: Sequence["Example"], scores: Sequence[Scores]) -> list["Scor
         Scored(
             id=note.id,
             gold=frozenset(note.codes),
-            predicted=dict(sorted(of_note.items(), key=lambda one: (-one[1], one[0]))),
+            predicted=dict(sorted(of_note.items(), key=lambda pair: (-pair[1], pair[0]))),
         )
         for note, of_note in zip(notes, scores, strict=True)
     ]
 
 
-def chosen_threshold(
+def choose_threshold(
     name: str, baseline: "Baseline", train: Sequence["Example"], recipe: BaselinesRecipe, seed: int
 ) -> float:
     """The best threshold on train, where it was not learned from; the recipe's without train."""
@@ -403,11 +415,11 @@ def chosen_threshold(
     if not train:
         return float(getattr(recipe.thresholds, name))
     if name in _LEARNED:
-        return thresholds.best_threshold(held_out(baseline, train, recipe.folds, seed))
+        return thresholds.best_threshold(rank_held_out(baseline, train, recipe.folds, seed))
     return thresholds.best_threshold(rankings(train, baseline([], train)))
 
 
-def held_out(
+def rank_held_out(
     baseline: "Baseline", train: Sequence["Example"], folds: int, seed: int
 ) -> list["Scored"]:
     """The training notes, each ranked by what was learned from other folds."""
@@ -420,7 +432,7 @@ def held_out(
     return ranked
 
 
-def measured(
+def measure(
     notes: Sequence["Scored"],
     threshold: float,
     labels: Collection[str],
@@ -482,6 +494,15 @@ def _examples(arguments: argparse.Namespace, split: str, limit: int | None) -> l
     )
 
 
+def read_train(arguments: argparse.Namespace, folds: int) -> tuple[list["Example"], dict[str, str]]:
+    """The training notes, and the baselines left out for want of them, with the reason."""
+    try:
+        return _train(arguments, folds), {}
+    except InputError as error:
+        reason = f"{error}; thresholds of the others are the recipe's"
+        return [], dict.fromkeys(_LEARNED, reason)
+
+
 def _train(arguments: argparse.Namespace, folds: int) -> list["Example"]:
     """The training notes; InputError says why there are none to learn from."""
     if arguments.split == "train":
@@ -492,6 +513,11 @@ def _train(arguments: argparse.Namespace, folds: int) -> list["Example"]:
     if not any(example.codes for example in train):
         raise InputError("the train split has no codes")
     return train
+
+
+def used_codes(examples: Iterable["Example"]) -> set[str]:
+    """All codes of the notes."""
+    return {code for example in examples for code in example.codes}
 
 
 @cache
@@ -525,6 +551,48 @@ def _top(scores: "NDArray[np.float32]", texts: Texts, kept: int) -> Scores:
 
     rows = np.argpartition(-scores, min(kept, len(scores) - 1))[:kept]
     return _best((texts[row][0], float(scores[row])) for row in rows if scores[row] > 0)
+
+
+def describe_run(
+    arguments: argparse.Namespace,
+    policy: str,
+    baselines: Sequence[str],
+    index_files: Iterable[Path],
+    recipe: BaselinesRecipe,
+    system: "CodeSystem",
+) -> dict[str, Any]:
+    """What the results depend on, for config.json."""
+    from clh.cache import sha256
+
+    flags = ("dataset", "split", "unit", "limit", "seed")
+    return {
+        **{name: getattr(arguments, name) for name in flags},
+        "policy": policy,
+        "baselines": baselines,
+        "index": {file.name: sha256(file) for file in index_files},
+        "recipe": recipe.model_dump(),
+        "icd_release": system.release,
+    }
+
+
+def write_config(folder: Path, config: Mapping[str, Any]) -> None:
+    """Make the folder of the results with its config.json. InputError if it cannot be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _write(folder / "config.json", config)
+    except OSError as error:
+        raise InputError(f"{folder} cannot be written: {error.strerror}") from error
+
+
+def write_predictions(
+    file: Path, ranked: Sequence["Scored"], threshold: float, system: "CodeSystem"
+) -> None:
+    """The final set of each note, a note a line."""
+    from clh.evaluation import thresholds
+
+    final_sets = thresholds.apply_threshold(ranked, threshold)
+    lines = [json.dumps(prediction(note, system)) + "\n" for note in final_sets]
+    atomic_write(file, "".join(lines))
 
 
 def _write(file: Path, values: object) -> None:

@@ -2,9 +2,9 @@
 
     python experiments/bench_latency.py [--note FILE] [--long FILE] [--runs N] [--build]
 
-Prints a table: commands as whole processes, a warm note by agent; with --long a long note, once, and
-the memory that it takes; with --build the index built anew. Each is measured with all threads and with
-one, in the same run.
+Prints a table: commands as whole processes, a warm note by agent; with --long a long note, once,
+and the memory that it takes; with --build the index built anew. Each is measured with all threads
+and with one, in the same run.
 """
 
 import argparse

@@ -2,12 +2,13 @@
 
     python experiments/bench_search.py --output OUT
 
-Exact search is faiss's flat index of all dimensions. Each query is searched both ways in turn:
-first among the texts of the release, then among fewer and more of them. What the release lacks is
-made up, each vector part of the way from one text to another. Queries are the lines of --queries
-or, by default, stretches of words of the notes in data/sample, which is what analyze looks up.
-`found` is the share of the exact nearest texts that coarse-to-fine search has among as many;
-`batched` is a query's time when all are one search, as those of a note are. Takes 10 GB of memory.
+Exact search is a product with all vectors at all dimensions. Each query is searched both ways in
+turn: first among the texts of the release, then among fewer and more of them. What the release
+lacks is made up, each vector part of the way from one text to another. Queries are the lines of
+--queries or, by default, stretches of words of the notes in data/sample, which is what analyze
+looks up. `found` is the share of the exact nearest texts that coarse-to-fine search has among as
+many; `batched` is a query's time when all are one search, as those of a note are. Takes 10 GB of
+memory.
 
 Writes OUT/metrics.json and plot.svg, the cost of a search by the number of vectors.
 """
@@ -27,6 +28,7 @@ from clh.evaluation.run_folder import git_commit
 from clh.files import atomic_write
 
 if TYPE_CHECKING:
+    from clh.config import Locate
     from clh.models.embedder import Vectors
     from clh.retrieval.index import CodeIndex
 
@@ -34,12 +36,12 @@ T = TypeVar("T")
 
 SAMPLE = Path(__file__).parents[1] / "data" / "sample"
 WAYS = ("exact", "coarse_to_fine")
-SAME = 2e-6  # scores that differ by less are one: the two ways round differently
+SAME = 2e-6  # scores that differ by less count as equal: the two ways round differently
 AT_ONCE = 50_000  # vectors made up at once, which bounds memory
 
 
 class SearchRecipe(recipes.Recipe):
-    """What recipes/bench_search.yaml says."""
+    """The values of recipes/bench_search.yaml."""
 
     threads: PositiveInt
     k: PositiveInt
@@ -61,17 +63,14 @@ def main() -> int:
     recipe = recipes.read_recipe(arguments.recipe, SearchRecipe, arguments.set)
     texts = read_queries(arguments.queries, recipe)
 
-    import faiss
-    from rich.console import Console
-    from rich.table import Table
-    from tqdm import tqdm
+    from threadpoolctl import threadpool_limits
 
-    faiss.omp_set_num_threads(recipe.threads)  # before the index asks how many there are
+    threadpool_limits(recipe.threads)
 
     from clh.config import Settings
     from clh.icd.tabular import load_tabular
     from clh.models.embedder import load_embedder
-    from clh.retrieval.index import CodeIndex, open_index
+    from clh.retrieval.index import open_index
 
     settings = Settings.load()
     locate = settings.locate
@@ -83,30 +82,8 @@ def main() -> int:
     queries = tower.encode(texts)
 
     rows = [{"made_up": 0, **compare(index, queries, locate.shortlist, recipe)}]
-    few, once = queries[: recipe.queries_at_size], recipe.model_copy(update={"rounds": 1})
-    for size in tqdm(recipe.sizes, unit="size"):
-        vectors = resized(index.vectors(), size, recipe.seed)
-        sized = CodeIndex.build([("", "")] * size, vectors, locate.coarse_dim)
-        del vectors  # 3 GB of a million
-        made_up = max(0, size - len(index))
-        rows.append({"made_up": made_up, **compare(sized, few, locate.shortlist, once)})
-
-    title = f"exact and coarse-to-fine search, milliseconds a query, {recipe.threads} threads"
-    table = Table(title=title, box=None)
-    for name in ("vectors", "exact", "p95", "coarse", "p95", "batched", "speed-up"):
-        table.add_column(name, justify="right")
-    table.add_column("found, %")
-    for row in rows:
-        exact, coarse = (row[way] for way in WAYS)
-        low, high = row["found_ci95"]
-        table.add_row(
-            f"{row['vectors']:,}",
-            *(f"{way[name]:.2f}" for way in (exact, coarse) for name in ("median", "p95")),
-            f"{coarse['batched']:.2f}",
-            f"{row['speed_up']:.1f}",
-            f"{row['found']:.1%} [{low:.1%}, {high:.1%}]".replace("%", ""),
-        )
-    Console().print(table)
+    rows += compare_sizes(index, queries, locate, recipe)
+    print_table(rows, recipe.threads)
     print(f"embedding a query takes {embed['median']:.1f} ms, p95 {embed['p95']:.1f} ms")
 
     report = {
@@ -127,9 +104,10 @@ def main() -> int:
 
 
 def read_queries(file: Path | None, recipe: SearchRecipe) -> list[str]:
-    """A seeded sample of the file's lines or, of no file, of the default queries.
+    """A seeded sample of the file's lines or, without a file, of the default queries.
 
-    Each is in the code book's words, as the agents ask. InputError for a file without any.
+    Each is put in the words of the code book, as the agents do. Raises InputError for a file that
+    cannot be read or has no queries.
     """
     import numpy as np
 
@@ -164,19 +142,16 @@ def compare(
 
     The interval is of a percentile bootstrap of the queries.
     """
-    import faiss
     import numpy as np
 
-    flat = faiss.IndexFlatIP(queries.shape[1])
-    flat.add(index.vectors())
+    vectors = index.vectors()
 
     def exact(asked: "Vectors") -> list[float]:
-        faiss.omp_set_num_threads(recipe.threads)  # the index sets its own
-        scores, _ = flat.search(asked, recipe.k)
-        return [float(score) for score in scores[:, -1]]
+        nearest = np.partition(asked @ vectors.T, -recipe.k, axis=1)[:, -recipe.k :]
+        return [float(score) for score in nearest.min(axis=1)]
 
-    def coarse_to_fine(asked: "Vectors") -> list[list[float]]:
-        return [[hit.score for hit in hits] for hits in index.nearest(asked, recipe.k, shortlist)]
+    def coarse_to_fine(batch: "Vectors") -> list[list[float]]:
+        return [[hit.score for hit in hits] for hits in index.nearest(batch, recipe.k, shortlist)]
 
     searches = dict(zip(WAYS, (exact, coarse_to_fine), strict=True))
     spent: dict[str, list[float]] = {way: [] for way in WAYS}
@@ -207,8 +182,27 @@ def compare(
     }
 
 
-def resized(vectors: "Vectors", size: int, seed: int) -> "Vectors":
-    """A sample of `size` vectors or, beyond them, all and others that lie between two of them."""
+def compare_sizes(
+    index: "CodeIndex", queries: "Vectors", locate: "Locate", recipe: SearchRecipe
+) -> list[dict[str, Any]]:
+    """The comparison at each size of the recipe, with fewer queries and a single round."""
+    from tqdm import tqdm
+
+    from clh.retrieval.index import CodeIndex
+
+    few, once = queries[: recipe.queries_at_size], recipe.model_copy(update={"rounds": 1})
+    rows = []
+    for size in tqdm(recipe.sizes, unit="size"):
+        vectors = resize(index.vectors(), size, recipe.seed)
+        sized = CodeIndex.build([("", "")] * size, vectors, locate.coarse_dim)
+        del vectors  # 3 GB of a million
+        made_up = max(0, size - len(index))
+        rows.append({"made_up": made_up, **compare(sized, few, locate.shortlist, once)})
+    return rows
+
+
+def resize(vectors: "Vectors", size: int, seed: int) -> "Vectors":
+    """A sample of `size` vectors, or all of them with more made up, each between two of them."""
     import numpy as np
 
     rng = np.random.default_rng(seed)
@@ -218,9 +212,9 @@ def resized(vectors: "Vectors", size: int, seed: int) -> "Vectors":
     grown[: len(vectors)] = vectors
     for start in range(len(vectors), size, AT_ONCE):
         made = grown[start : start + AT_ONCE]
-        one, other = rng.integers(len(vectors), size=(2, len(made)))
+        left, right = rng.integers(len(vectors), size=(2, len(made)))
         part = rng.random((len(made), 1), dtype=np.float32) / 2
-        made[:] = (1 - part) * vectors[one] + part * vectors[other]
+        made[:] = (1 - part) * vectors[left] + part * vectors[right]
         made /= np.linalg.norm(made, axis=1, keepdims=True)
     return grown
 
@@ -238,6 +232,29 @@ def milliseconds(seconds: Sequence[float]) -> dict[str, float]:
 
     median, p95 = 1000 * np.quantile(seconds, (0.5, 0.95))
     return {"median": float(median), "p95": float(p95)}
+
+
+def print_table(rows: Sequence[dict[str, Any]], threads: int) -> None:
+    """Print the times of both ways by the number of vectors, and what is found."""
+    from rich.console import Console
+    from rich.table import Table
+
+    title = f"exact and coarse-to-fine search, milliseconds a query, {threads} threads"
+    table = Table(title=title, box=None)
+    for name in ("vectors", "exact", "p95", "coarse", "p95", "batched", "speed-up"):
+        table.add_column(name, justify="right")
+    table.add_column("found, %")
+    for row in rows:
+        exact, coarse = (row[way] for way in WAYS)
+        low, high = row["found_ci95"]
+        table.add_row(
+            f"{row['vectors']:,}",
+            *(f"{way[name]:.2f}" for way in (exact, coarse) for name in ("median", "p95")),
+            f"{coarse['batched']:.2f}",
+            f"{row['speed_up']:.1f}",
+            f"{row['found']:.1%} [{low:.1%}, {high:.1%}]".replace("%", ""),
+        )
+    Console().print(table)
 
 
 def plot(rows: Sequence[dict[str, Any]]) -> str:

@@ -13,10 +13,9 @@ Writes OUT/metrics.json and table.md. The texts searched are those of the settin
 adds the Alphabetic Index).
 """
 
-import argparse
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence, Set
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pydantic import NonNegativeFloat, PositiveInt
@@ -28,44 +27,22 @@ from clh.files import atomic_write
 if TYPE_CHECKING:
     import numpy as np
 
-    from clh.config import Settings
     from clh.corpora import Example
     from clh.evaluation.metrics import Scored
     from clh.icd.tabular import CodeSystem
-    from clh.models.embedder import Vectors
+    from clh.models.embedder import Embedder, Vectors
+    from clh.retrieval.index import CodeIndex
     from clh.retrieval.lexical import Lexicon
     from clh.training.pairs import Pair
 
 
 class RetrieverEvaluationRecipe(recipes.Recipe):
-    """What recipes/eval_retriever.yaml says."""
+    """The values of recipes/eval_retriever.yaml."""
 
     prefixes: list[PositiveInt]
     words: list[NonNegativeFloat]
     kept: PositiveInt
     bootstrap: PositiveInt
-
-
-@dataclass(frozen=True)
-class Notes:
-    """The notes that are searched for, their sentences, and the codes of training notes."""
-
-    examples: "Sequence[Example]"
-    documents: "Sequence[Sequence[Pair]]"
-    seen: frozenset[str]
-
-    @classmethod
-    def read(cls, arguments: argparse.Namespace, system: "CodeSystem") -> "Notes":
-        """The notes of the split, and the train split beside it."""
-        from clh import corpora
-        from clh.document.reader import Reader
-        from clh.training.pairs import sentence_pairs
-
-        given = arguments.data_dir, arguments.split, arguments.unit, arguments.limit, arguments.seed
-        examples = corpora.sample(arguments.dataset, *given)
-        train = corpora.read(arguments.dataset, arguments.data_dir, "train")
-        seen = (system.stem_or_self(code) for example in train for code in example.codes)
-        return cls(examples, sentence_pairs(examples, system, Reader()), frozenset(seen))
 
 
 def main() -> int:
@@ -74,93 +51,97 @@ def main() -> int:
     parser.add_argument("--towers", nargs="+", required=True, help="as towers.query in clh.toml")
     arguments = recipes.parse_arguments(parser)
 
+    from clh import corpora
     from clh.config import Settings
+    from clh.document.reader import Reader
     from clh.icd.tabular import load_tabular
+    from clh.models.embedder import load_embedder
     from clh.retrieval.index import open_index
+    from clh.training.pairs import sentence_pairs
 
     recipe = recipes.read_recipe(arguments.recipe, RetrieverEvaluationRecipe, arguments.set)
     system = load_tabular()
-    notes = Notes.read(arguments, system)
+    selection = arguments.data_dir, arguments.split, arguments.unit, arguments.limit, arguments.seed
+    examples = corpora.sample(arguments.dataset, *selection)
+    train = list(corpora.read(arguments.dataset, arguments.data_dir, "train"))
+    seen = {system.stem_or_self(code) for example in train for code in example.codes}
+    documents = sentence_pairs(examples, system, Reader())
     rows: list[dict[str, Any]] = []
     for name in arguments.towers:
         settings = Settings.load(arguments.profile or "cpu", towers={"query": name, "code": name})
         index = open_index(settings, system)
-        texts = TextVectors([code for code, _ in index.pairs], index.vectors(), index.lexicon)
-        rows += score_tower(name, settings, texts, notes, system, recipe, arguments.seed)
+        tower = load_embedder(name, settings)
+        rows += score_tower(tower, index, examples, documents, seen, system, recipe, arguments.seed)
     report = {
         "dataset": arguments.dataset,
         "split": arguments.split,
-        "n_notes": len(notes.examples),
+        "n_notes": len(examples),
         "code_space": len(system),
-        "texts": len(texts.codes),
+        "texts": len(index),
         "git": git_commit(),
         "scores": rows,
     }
-    table = format_table(rows)
     arguments.output.mkdir(parents=True, exist_ok=True)
     atomic_write(arguments.output / "metrics.json", json.dumps(report, indent=1) + "\n")
-    atomic_write(arguments.output / "table.md", table)
-    print(table, end="")
+    atomic_write(arguments.output / "table.md", table(rows))
+    print(table(rows), end="")
     return 0
 
 
-@dataclass(frozen=True)
-class TextVectors:
-    """The texts of the code system under a tower: a row for each text, and its code."""
-
-    codes: Sequence[str]
-    vectors: "Vectors"
-    lexicon: "Lexicon"
-
-    def similarity(
-        self, sentences: Sequence[str], queries: "Vectors", words: float
-    ) -> "np.ndarray":
-        """Of each text to each sentence, with what shared words add: (texts, sentences)."""
-        import numpy as np
-
-        coverage = np.stack([self.lexicon.coverages(text) for text in sentences], axis=1)
-        similarity: np.ndarray = self.vectors @ queries.T + words * coverage**2
-        return similarity
-
-
 def score_tower(
-    name: str,
-    settings: "Settings",
-    texts: TextVectors,
-    notes: Notes,
+    tower: "Embedder",
+    index: "CodeIndex",
+    examples: "Sequence[Example]",
+    documents: "Sequence[Sequence[Pair]]",
+    seen: "Set[str]",
     system: "CodeSystem",
     recipe: RetrieverEvaluationRecipe,
     seed: int,
-) -> Iterator[dict[str, Any]]:
-    """A row for each view at each prefix, and at all dimensions with each weight of words."""
+) -> list[dict[str, Any]]:
+    """The recall of a tower in each view, at each prefix and each weight of shared words.
+
+    `seen` are the codes of the training notes. Recall comes with a 95% interval.
+    """
     from tqdm import tqdm
 
     from clh.evaluation import metrics, stages
-    from clh.models.embedder import load_embedder
 
-    tower = load_embedder(name, settings)
-    sentences = [pair.texts[0] for document in notes.documents for pair in document]
-    queries, whole = tower.encode(sentences), texts.vectors.shape[1]
+    queries = tower.encode([pair.texts[0] for document in documents for pair in document])
+    texts = index.vectors()
+    codes = [code for code, _ in index.pairs]
+    whole = texts.shape[1]
     searches = [(prefix, 0.0) for prefix in recipe.prefixes if prefix < whole]
-    searches += [(whole, words) for words in recipe.words]
-    names = [f"recall@{k}" for k in stages.CUTOFFS]
-    for dimensions, words in tqdm(searches, unit="search", desc=tower.id):
-        cut = replace(texts, vectors=cut_vectors(texts.vectors, dimensions))
-        views = rank_codes(notes, cut_vectors(queries, dimensions), cut, words, system, recipe.kept)
-        unseen = [replace(note, gold=note.gold - notes.seen) for note in views["notes"]]
-        for view, ranked in {**views, "unseen": unseen}.items():
-            scores = metrics.rank_scores(ranked, stages.CUTOFFS)
-            interval = metrics.bootstrap(ranked, names, recipe.bootstrap, seed)
-            yield {
-                "tower": tower.id,
-                "dimensions": dimensions,
-                "words": words,
-                "view": view,
-                **{name: [scores[name], *interval[name]] for name in names},
-            }
+    searches += [(whole, weight) for weight in recipe.words]
+    names = recall_names()
+    rows = []
+    for dimensions, weight in tqdm(searches, unit="search", desc=tower.id):
+        cut = normalised(queries, dimensions), normalised(texts, dimensions)
+        word_gains = partial(gains, lexicon=index.lexicon, weight=weight)
+        views = rank(examples, documents, *cut, word_gains, codes, system, recipe.kept)
+        views["unseen"] = leave_out_seen(views["notes"], seen)
+        for view, notes in views.items():
+            scores = metrics.rank_scores(notes, stages.CUTOFFS)
+            interval = metrics.bootstrap(notes, names, recipe.bootstrap, seed)
+            row = {"tower": tower.id, "dimensions": dimensions, "words": weight, "view": view}
+            rows.append(row | {name: [scores[name], *interval[name]] for name in names})
+    return rows
 
 
-def cut_vectors(vectors: "Vectors", dimensions: int) -> "Vectors":
+def leave_out_seen(notes: "Sequence[Scored]", seen: "Set[str]") -> "list[Scored]":
+    """The notes with only those of their codes that no training note has."""
+    from clh.evaluation.metrics import Scored
+
+    return [Scored(note.id, note.gold - seen, note.predicted) for note in notes]
+
+
+def recall_names() -> list[str]:
+    """What the columns of recall are called."""
+    from clh.evaluation.stages import CUTOFFS
+
+    return [f"recall@{k}" for k in CUTOFFS]
+
+
+def normalised(vectors: "Vectors", dimensions: int) -> "Vectors":
     """The leading dimensions of each row, at length 1."""
     import numpy as np
 
@@ -169,49 +150,61 @@ def cut_vectors(vectors: "Vectors", dimensions: int) -> "Vectors":
     return np.asarray(cut / lengths, dtype=np.float32)
 
 
-def rank_codes(
-    notes: Notes,
-    queries: "Vectors",
-    texts: TextVectors,
-    words: float,
-    system: "CodeSystem",
-    most: int,
-) -> dict[str, list["Scored"]]:
-    """The best codes of every marked sentence and of every note, by their best texts.
+def gains(sentences: Sequence[str], lexicon: "Lexicon", weight: float) -> "np.ndarray":
+    """What each text gains by the words of each sentence, as in `clh.retrieval.hybrid`."""
+    import numpy as np
 
-    `queries` are the sentences of all documents in a row.
+    coverages = [lexicon.coverages(sentence) for sentence in sentences]
+    return weight * np.stack(coverages, axis=1) ** 2
+
+
+def rank(
+    examples: "Sequence[Example]",
+    documents: "Sequence[Sequence[Pair]]",
+    queries: "Vectors",
+    texts: "Vectors",
+    word_gains: "Callable[[Sequence[str]], np.ndarray]",
+    codes: Sequence[str],
+    system: "CodeSystem",
+    kept: int,
+) -> "dict[str, list[Scored]]":
+    """The best codes of every marked sentence and of every note, with their ranks.
+
+    `queries` are the sentences of all documents in a row, `codes` those of the rows of `texts`;
+    `word_gains` gives what texts gain by the words of sentences, of shape (texts, sentences).
     """
     import numpy as np
 
     from clh.evaluation.metrics import Scored
 
-    order = np.argsort(texts.codes, kind="stable")
-    codes, starts = np.unique(np.asarray(texts.codes)[order], return_index=True)
+    order = np.argsort(codes, kind="stable")
+    names, starts = np.unique(np.asarray(codes)[order], return_index=True)
+    texts = texts[order]
 
     def best(similarity: "np.ndarray") -> dict[str, float]:
-        top = np.argpartition(-similarity, min(most, len(codes) - 1))[:most]
-        return {str(codes[row]): float(similarity[row]) for row in top}
+        top = np.argpartition(-similarity, min(kept, len(names) - 1))[:kept]
+        return {str(names[row]): float(similarity[row]) for row in top}
 
     views: dict[str, list[Scored]] = {"sentences": [], "notes": []}
     start = 0
-    for example, document in zip(notes.examples, notes.documents, strict=True):
-        own = queries[start : start + len(document)]
+    for example, document in zip(examples, documents, strict=True):
+        vectors = queries[start : start + len(document)]
         start += len(document)
-        by_text = texts.similarity([pair.texts[0] for pair in document], own, words)
-        similarity = np.maximum.reduceat(by_text[order], starts)
+        gained = word_gains([pair.texts[0] for pair in document])[order]
+        similarity = np.maximum.reduceat(texts @ vectors.T + gained, starts)
         views["sentences"] += [
             Scored(f"{example.id} {place}", pair.codes, best(similarity[:, place]))
             for place, pair in enumerate(document)
             if pair.codes
         ]
-        gold = frozenset(map(system.stem_or_self, example.codes))
+        gold = frozenset(system.stem_or_self(code) for code in example.codes)
         views["notes"].append(Scored(example.id, gold, best(similarity.max(axis=1))))
     return views
 
 
-def format_table(rows: Sequence[Mapping[str, Any]]) -> str:
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """The scores as Markdown."""
-    names = [name for name in rows[0] if name.startswith("recall@")]
+    names = recall_names()
     lines = [
         "| tower | dimensions | words | view | " + " | ".join(names) + " |",
         "|---" * (4 + len(names)) + "|",

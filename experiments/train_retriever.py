@@ -57,14 +57,9 @@ def main() -> int:
     examples = list(corpora.read(arguments.dataset, arguments.data_dir, "train"))
     train, held_out = corpora.hold_out(examples[: arguments.limit], recipe.held_out, recipe.seed)
     data = read_data(train, system, arguments, recipe)
-    config = {
-        **run_config(data, recipe, system),
-        "dataset": arguments.dataset,
-        "documents": len(train),
-        "held_out": len(held_out),
-        "base": weights.model_id(recipe.base, base),
-        "processes": processes.num_processes,
-    }
+    config = describe_run(
+        arguments.dataset, recipe, base, train, held_out, data, processes.num_processes, system
+    )
     with processes.main_process_first():
         folder = RunFolder(arguments.output, config, ()).path
 
@@ -83,17 +78,6 @@ def main() -> int:
         export_onnx(folder / "best")
         plot(trainer.read_log(folder), folder / "plot.svg")
     return 0
-
-
-def run_config(data: "TowerData", recipe: "TowerRecipe", system: "CodeSystem") -> dict[str, Any]:
-    """What makes a run another run, beside the documents and the base."""
-    return {
-        "recipe": recipe.model_dump(mode="json"),
-        **{name: len(pool) for name, (pool, _) in data.pools.items()},
-        "codes": len(data.titles),
-        "icd_release": system.release,
-        "git": git_commit(),
-    }
 
 
 def read_data(
@@ -115,6 +99,33 @@ def read_data(
     terms = index_pairs(index, system, abbreviations)
     documents = sentence_pairs(examples, system, Reader())
     return TowerData(documents, terms, index, system, recipe.sizes)
+
+
+def describe_run(
+    dataset: str,
+    recipe: "TowerRecipe",
+    base: Path,
+    train: Sequence["Example"],
+    held_out: Sequence["Example"],
+    data: "TowerData",
+    processes: int,
+    system: "CodeSystem",
+) -> dict[str, Any]:
+    """What the towers depend on, for config.json."""
+    from clh.models import weights
+
+    return {
+        "recipe": recipe.model_dump(mode="json"),
+        "dataset": dataset,
+        "documents": len(train),
+        "held_out": len(held_out),
+        **{name: len(pool) for name, (pool, _) in data.pools.items()},
+        "codes": len(data.titles),
+        "base": weights.model_id(recipe.base, base),
+        "processes": processes,
+        "icd_release": system.release,
+        "git": git_commit(),
+    }
 
 
 def plot(log: Sequence[Mapping[str, Any]], file: Path) -> None:

@@ -197,7 +197,7 @@ def test_a_note_takes_little_room(tmp_path: Path) -> None:
             for term in range(50)
         ]
         verdicts = [
-            Verdict(term=term, code=f"M{term}.{n}", probability=numbers.random(), rationale="why")
+            Verdict(term=term, code=f"M{term}.{n}", probability=numbers.random())
             for term in range(50)
             for n in range(20)
         ]

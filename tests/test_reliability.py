@@ -86,7 +86,12 @@ def test_what_is_not_text_is_refused(machine: Machine, data: bytes) -> None:
     ("encoding", "newline"), [("utf-16-le", "\n"), ("cp1252", "\r\n"), ("utf-8", "\r")]
 )
 def test_text_of_any_encoding_is_coded(machine: Machine, encoding: str, newline: str) -> None:
-    lines = ["Caf\u00e9 visit", "Assessment:", "Hypertension. \x1b[31m[bold]red[/bold]."]
+    lines = [
+        "Caf\u00e9 visit.",
+        "He walked in by himself. " * 5,
+        "Assessment:",
+        "Hypertension. \x1b[31m[bold]red[/bold].",
+    ]
     text = newline.join(lines)
     done = machine.clh("code", "-", "--format", "json", stdin=text.encode(encoding))
     assert (done.code, done.codes) == (DONE, ["I10"])
@@ -97,7 +102,7 @@ def test_text_of_any_encoding_is_coded(machine: Machine, encoding: str, newline:
 def test_text_copied_from_a_pdf_is_read(machine: Machine) -> None:
     text = (
         "Impression:\n1. Atrial \ufb01brillation.\n2. Pneu\u00admonia.\n"
-        "3. Type 2 diabetes mel-\nlitus.\n4. Essential hyperten-\nsion.\n"
+        "3. Type 2 diabetes mel-\nlitus.\n4. Hyperten-\nsion.\n"
     )
     done = machine.clh("code", "-", "--format", "json", stdin=text.encode())
     assert done.code == DONE
@@ -466,7 +471,7 @@ def test_settings_that_change_vectors_have_an_index_of_their_own(machine: Machin
 # --- home, disk and audit ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("home", ["/dev/null", "/proc", "/nowhere/at/all", ""])
+@pytest.mark.parametrize("home", ["/dev/null", "/proc", "/dev/null/at/all", ""])
 def test_what_needs_no_audit_needs_no_home(machine: Machine, home: str) -> None:
     for arguments in (["lookup", "I10"], ["check", "I10"], ["search", "hypertension"]):
         done = machine.clh(*arguments, HOME=home)

@@ -188,7 +188,7 @@ def _data_sha256(examples: Sequence[Example]) -> str:
 
 
 def _versions() -> dict[str, str]:
-    return {name: version(name) for name in ("clh", "torch", "transformers", "faiss-cpu")}
+    return {name: version(name) for name in ("clh", "onnxruntime", "tokenizers", "numpy")}
 
 
 def _load(settings: Settings) -> Pipeline:

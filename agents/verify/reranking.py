@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from agents.node import Trace
 from agents.verify.retrieval import RetrievalVerifier
+from clh.document.view import normalize
 from clh.models.logistic import Logistic, logit
 from clh.models.reranker import Reranker
 from clh.schema import Candidate, Finding, Term, Verdict
@@ -77,7 +78,7 @@ def rerank_key(term: Term, candidate: Candidate) -> tuple[bool, float]:
 
 def rerank_input(term: Term, candidate: Candidate) -> tuple[str, str]:
     """The pair of texts that the reranker reads: a term with its sentence, and the code's texts."""
-    query = f"{term.lead_term}: {' '.join(term.sentence.text.split())}"
+    query = f"{term.lead_term}: {' '.join(normalize(term.sentence.text).text.split())}"
     title, matched = candidate.title, candidate.matched
     return query, title if matched in title else f"{title}; {matched}"
 

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Sequence
 
 from agents.node import Trace
+from clh.document.view import normalize
 from clh.models.logistic import Logistic
 from clh.retrieval.lexical import Lexicon, expand
 from clh.schema import Candidate, Finding, Term, Verdict
@@ -49,7 +50,7 @@ def retrieval_features(
     Coverage measures how far the words are the same, similarity how near the meaning is; their
     products let a logistic regression tell a paraphrase from a near miss.
     """
-    sentence = expand(term.sentence.text)
+    sentence = expand(normalize(term.sentence.text).text)
     nearest = max((candidate.similarity for candidate in candidates), default=0.0)
     features = []
     for candidate in candidates:

@@ -1,8 +1,9 @@
 """The audit: every run appended to one SQLite database, so that every decision can be traced.
 
 Note text is kept only if asked for. Otherwise a quote is kept as its offsets, model replies are not
-kept, and the id and the text of a note only as digests keyed by a secret of the installation: the
-hash of an id or a diagnosis could be found by hashing all of them. docs/privacy.md tells it all.
+kept, and the id and the text of a note only as digests keyed by a secret of the installation: a
+plain hash of a short text can be reversed by hashing all that it could be. docs/privacy.md lists
+what is kept.
 """
 
 import hashlib
@@ -98,6 +99,8 @@ class Audit:
         self.path = path
         self._store_text = store_text
         self._key_file = path.with_name("audit.key")
+        # `mode=rw`: SQLite creates no database, which would have the permissions of any file.
+        self._uri = f"{path.absolute().as_uri()}?mode=rw"
         try:
             self._make_private()
         except OSError as error:
@@ -171,7 +174,7 @@ class Audit:
         `damaged` is whether part of it cannot be read; that part is None. Raises InputError if no
         run or more than one begins so.
         """
-        beginning = run_id if run_id.isascii() else "?"  # SQLite takes no half of a character
+        beginning = run_id if run_id.isascii() else "?"  # SQLite refuses undecodable characters
         with self._open() as database:
             query = "SELECT * FROM runs WHERE substr(run_id, 1, length(?1)) = ?1"
             runs = database.execute(query, (beginning,)).fetchall()
@@ -196,7 +199,7 @@ class Audit:
         """Delete the runs from before a time, and all but the `keep` latest; returns how many.
 
         What is deleted is overwritten, and the database made smaller. Raises AuditError if another
-        process reads meanwhile, whose view of it can only be erased later.
+        process is reading, as what it reads cannot be overwritten yet.
         """
         earliest = "" if before is None else _timestamp(before.astimezone(UTC))
         latest = _MOST_ROWS if keep is None else max(0, min(keep, _MOST_ROWS))
@@ -241,10 +244,8 @@ class Audit:
             ) from error
 
     def _connect(self) -> sqlite3.Connection:
-        # Not created here, where it would get the permissions of any file.
-        uri = f"{self.path.absolute().as_uri()}?mode=rw"
         database = sqlite3.connect(
-            uri, uri=True, timeout=_LOCKED, isolation_level=None, check_same_thread=False
+            self._uri, uri=True, timeout=_LOCKED, isolation_level=None, check_same_thread=False
         )
         database.row_factory = sqlite3.Row
         database.execute("PRAGMA temp_store = MEMORY")  # no copy in the system's folder
@@ -280,8 +281,8 @@ class Audit:
             ) from error
         if len(key) != _KEY_BYTES:
             raise AuditError(
-                f"{self._key_file} is damaged: delete it (runs of before are then no longer found "
-                "by the note's id)"
+                f"{self._key_file} is damaged: delete it (earlier runs are then no longer found by "
+                "the note's id)"
             )
         return key
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 GRAPHS = ("model.onnx", "onnx/model.onnx")  # ours, and where sentence-transformers puts it
 HEADERS = "safetensors_headers"  # metadata of a graph whose weights lie in safetensors files
 
+_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 _CHUNK = 4096  # texts tokenised at once: their tokens are all that a long note keeps in memory
 
 
@@ -40,6 +41,7 @@ class Encoder:
         self._session, self._tokenizer = session, tokenizer
         self._batch_tokens = batch_tokens
         self._inputs = [one.name for one in session.get_inputs()]
+        self._output = session.get_outputs()[0]
 
     @classmethod
     def load(cls, folder: Path, max_tokens: int, batch_tokens: int) -> Self:
@@ -54,7 +56,7 @@ class Encoder:
         if graph is None:
             raise ModelError(
                 f"{folder} holds no model.onnx: run `python experiments/export_onnx.py "
-                f"--model {folder} --output OUT` and name OUT"
+                f"--model {folder} --output OUT`, then name OUT instead"
             )
         try:
             config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -64,6 +66,9 @@ class Encoder:
             reason = str(error).partition("\n")[0]
             raise ModelError(f"cannot load an encoder from {folder}: {reason}") from error
         _check_headers(session, graph.parent)
+        unknown = {one.name for one in session.get_inputs()} - {*_INPUTS}
+        if unknown or not isinstance(session.get_outputs()[0].shape[-1], int):
+            raise ModelError(f"{graph} is not the graph of an encoder: export it anew")
         most = config.get("max_position_embeddings", max_tokens)
         if max_tokens > most:
             raise ModelError(f"{folder} reads at most {most} tokens: lower max_tokens to that")
@@ -72,7 +77,7 @@ class Encoder:
     @property
     def width(self) -> int:
         """The last dimension of the output."""
-        return int(self._session.get_outputs()[0].shape[-1])
+        return int(self._output.shape[-1])
 
     def run(self, texts: Sequence[str] | Sequence[tuple[str, str]]) -> Iterator[Batch]:
         """The graph's first output for all texts or pairs, in batches of similar length."""
@@ -81,7 +86,8 @@ class Encoder:
             lengths = np.array([len(one) for one in read])
             for rows in _batches(lengths, self._batch_tokens):
                 inputs = _padded([read[row] for row in rows])
-                output = self._session.run(None, {name: inputs[name] for name in self._inputs})[0]
+                given = {name: inputs[name] for name in self._inputs}
+                [output] = self._session.run([self._output.name], given)
                 yield Batch(rows + start, inputs["attention_mask"], output)
 
 
@@ -99,10 +105,7 @@ def _batches(lengths: NDArray[np.int64], batch_tokens: int) -> Iterator[NDArray[
 def _padded(read: "Sequence[Encoding]") -> dict[str, NDArray[np.int64]]:
     """The graph's inputs, each of shape (texts, tokens of the longest)."""
     shape = len(read), max(len(one) for one in read)
-    inputs = {
-        name: np.zeros(shape, np.int64)
-        for name in ("input_ids", "attention_mask", "token_type_ids")
-    }
+    inputs = {name: np.zeros(shape, np.int64) for name in _INPUTS}
     for row, one in enumerate(read):
         inputs["input_ids"][row, : len(one)] = one.ids
         inputs["attention_mask"][row, : len(one)] = 1

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from clh.errors import ModelError
+from clh.errors import ModelError, requires_extra
 from clh.models import weights
 from clh.models.encoder import GRAPHS, HEADERS, header_digest
 
@@ -31,7 +31,9 @@ def export_onnx(folder: Path, *, quantize: bool = True) -> Path:
 
     Raises ModelError if the folder holds no such model.
     """
-    import onnx_ir as ir
+    with requires_extra("train"):
+        import onnx_ir as ir
+        import onnxscript  # noqa: F401 - PyTorch exports by it
 
     model, inputs = _open(folder)
     graph = _trace(model, inputs)

@@ -305,7 +305,7 @@ def rows(*changed: dict[str, Any]) -> str:
         ([], rows(ROWS[0]), r"dev\.jsonl, line 2: the id 'a' occurs twice, first in line 1"),
         ([], "{\n", r"dev\.jsonl, line 1"),
         ([], "", "no notes"),
-        (["--data-dir", "/nowhere"], "", "/nowhere is not a folder"),
+        (["--data-dir", "/dev/null/data"], "", "/dev/null/data is not a folder"),
         (["--dataset", "mimic"], "", "there is no dataset 'mimic': choose one of codiesp"),
         (["--dataset", "mimic-iii-50"], "", "are ICD-9-CM, and the agents assign ICD-10-CM"),
         (["--limit", "0"], rows(), "--limit"),

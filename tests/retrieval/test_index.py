@@ -171,6 +171,7 @@ def settings(tmp_path: Path) -> Settings:
 def settings_of(folder: Path, weights: bytes = b"weights", **flags: Any) -> Settings:
     tower = folder / "tower"
     tower.mkdir(exist_ok=True)
+    (tower / "config.json").write_text("{}")
     (tower / "model.safetensors").write_bytes(weights)
     flags.setdefault("towers", {"code": str(tower)})
     return Settings.load(cache_dir=folder / "cache", **flags)
