@@ -12,7 +12,7 @@ TORCH := torch==2.13.0
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format latency download-data prepare-data clean
+.PHONY: help demo test test-slow lint format latency download-data prepare-data clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -21,8 +21,11 @@ demo: .venv/ready ## Code a sample note
 	$(BIN)/clh index build
 	$(BIN)/clh code data/sample/visit.txt
 
-test: .venv/ready-dev lint ## Lint, check types and run all tests
-	$(BIN)/python -m pytest
+test: .venv/ready-dev lint ## Lint, check types and run all tests but slow ones
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: .venv/ready-dev ## Run the tests that take minutes
+	$(BIN)/python -m pytest -m slow
 
 lint: .venv/ready-dev ## Lint and check types
 	$(BIN)/ruff check .

@@ -328,7 +328,7 @@ def _read(file: Path) -> dict[str, Any]:
     """The values in a TOML file, none if there is no such file; InputError if it is unreadable."""
     try:
         return tomllib.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):  # a home that is not a folder has no file
         return {}
     except (OSError, ValueError, RecursionError) as error:
         reason = error.strerror if isinstance(error, OSError) else error

@@ -312,10 +312,12 @@ def show_runs(runs: Iterable[Mapping[str, Any]]) -> None:
     table = _table("Run", "At (UTC)", "Note (keyed)", "Codes")
     for run in runs:
         coded = run["coded_note"]
-        if coded is None:
-            codes = "damaged" if run["damaged"] else "unfinished"
-        else:
-            codes = ", ".join(code["code"] for code in coded["codes"])
+        try:
+            codes = ", ".join(code["code"] for code in coded["codes"]) if coded else "unfinished"
+        except (KeyError, TypeError):  # not what CLH wrote
+            codes = "damaged"
+        if run["damaged"] or coded == []:
+            codes = "damaged"
         at = run["at"].removesuffix("+00:00").replace("T", " ")
         table.add_row(run["run_id"][:8], at, (run["note_id_hmac"] or "")[:12], codes)
     _console().print(table)

@@ -61,6 +61,13 @@ class Machine(NamedTuple):
         """Where the audit lies."""
         return self.home / ".local" / "share" / "clh"
 
+    def set_up(self, settings: str | bytes) -> Path:
+        """Write the user's settings file."""
+        file = self.home / ".config" / "clh" / "clh.toml"
+        file.parent.mkdir(parents=True)
+        file.write_bytes(settings.encode() if isinstance(settings, str) else settings)
+        return file
+
     def environment(self, **variables: str) -> dict[str, str]:
         """Nothing of the environment of whoever runs the tests but PATH."""
         return {

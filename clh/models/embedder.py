@@ -61,7 +61,9 @@ class OnnxEmbedder:
                 pooled = pooled @ layer.weight.T
                 if layer.bias is not None:
                     pooled += layer.bias
-            vectors[batch.rows] = pooled / np.linalg.norm(pooled, axis=1, keepdims=True)
+            lengths = np.linalg.norm(pooled, axis=1, keepdims=True)
+            # Of a text without tokens the vector is 0.
+            vectors[batch.rows] = pooled / np.maximum(lengths, np.finfo(np.float32).tiny)
             if progress is not None:
                 progress(len(batch.rows))
         return vectors
@@ -89,7 +91,7 @@ def _pool(batch: Batch, pooling: str) -> Vectors:
         return batch.output[:, 0]
     mask = batch.mask.astype(np.float32)
     sums = np.einsum("ijk,ij->ik", batch.output, mask)
-    means: Vectors = sums / mask.sum(axis=1, keepdims=True)
+    means: Vectors = sums / np.maximum(mask.sum(axis=1, keepdims=True), 1)
     return means
 
 

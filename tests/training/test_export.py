@@ -62,7 +62,10 @@ def test_a_tower_gives_the_same_vectors(tmp_path: Path, quantize: bool, least: f
     embedder = load_embedder(str(folder), Settings.load())
     expected = SentenceTransformer(str(folder), device="cpu").encode(TEXTS)
     assert embedder.dimensions == 48
-    assert (embedder.encode(TEXTS) * expected).sum(axis=1).min() > least
+    vectors = embedder.encode(TEXTS)
+    for text, vector, other in zip(TEXTS, vectors, expected, strict=True):
+        assert vector @ other > least or not text  # of no tokens the vector is any
+        assert not np.isnan(vector).any()
 
 
 def test_a_reranker_gives_the_same_scores(tmp_path: Path) -> None:
@@ -70,7 +73,8 @@ def test_a_reranker_gives_the_same_scores(tmp_path: Path) -> None:
 
     folder = reranker(tmp_path)
     export_onnx(folder, quantize=False)
-    pairs = [(one, other) for one in TEXTS for other in TEXTS]
+    texts = list(filter(None, TEXTS))  # of no tokens at all a reranker gives any number
+    pairs = [(one, other) for one in texts for other in texts]
     model = CrossEncoder(str(folder), device="cpu")
     expected = model.predict(pairs, activation_fn=lambda logits: logits)
     scores = load_reranker(str(folder), Settings.load()).score(pairs)
