@@ -94,7 +94,7 @@ class Tuner:
         recalls = {f"recall@{k}": round(scores[f"recall@{k}"], 4) for k in stages.CUTOFFS}
         self.tried.append({"queries": queries, **weights, **recalls})
         tqdm.write(json.dumps(self.tried[-1]))
-        return sum(recalls.values())
+        return float(sum(recalls.values()))
 
 
 def main() -> int:

@@ -144,11 +144,13 @@ def code_f1_reward(
     return rewards
 
 
-def reward_functions(names: Iterable[str], find_codes: FindCodes) -> list[Callable[..., Any]]:
+def reward_functions(
+    names: Iterable[str], find_codes: FindCodes
+) -> list[Callable[..., list[float]]]:
     """The reward functions of these names, as TRL calls them."""
     code_f1_of = functools.partial(code_f1_reward, find_codes=find_codes)
     functools.update_wrapper(code_f1_of, code_f1_reward)  # TRL logs rewards by __name__
-    functions: dict[str, Callable[..., Any]] = {
+    functions: dict[str, Callable[..., list[float]]] = {
         "format_reward": format_reward,
         "verbatim_reward": verbatim_reward,
         "code_f1_reward": code_f1_of,

@@ -18,7 +18,7 @@ from clh.evaluation.stages import CUTOFFS
 from clh.evaluation.thresholds import apply_threshold, best_threshold
 from clh.models.embedder import Embedder, Vectors
 from clh.training.losses import matryoshka, symmetric_info_nce
-from clh.training.patients.tables import PatientEncounter
+from clh.training.patients.tables import PatientEncounter, Split
 from clh.training.patients.tower import EhrTower, PatientTower, Scaler
 
 BEST = "map"  # on val, by which the best epoch is kept: it tells rankings of few codes apart, too
@@ -178,13 +178,14 @@ def rankings(
 
 
 def evaluate_splits(
-    splits: Mapping[str, EncodedSplit], tower: PatientTower, codes: Codes, recipe: PatientRecipe
+    splits: Mapping[Split, EncodedSplit], tower: PatientTower, codes: Codes, recipe: PatientRecipe
 ) -> dict[str, dict[str, Any]]:
     """Scores of the rankings of val and, if there is one, of test, whose thresholds val sets."""
     frequency = log_frequency(splits["train"], codes)
     thresholds: dict[str, float] = {}
     report: dict[str, dict[str, Any]] = {}
-    for name in ("val", "test"):
+    evaluated: tuple[Split, ...] = ("val", "test")
+    for name in evaluated:
         if name not in splits:
             continue
         ranked = rankings(splits[name], tower, codes, frequency, recipe)
