@@ -39,18 +39,20 @@ def keep_same_side(
     """The candidates of each term, less those of the other side than the note names."""
     kept = []
     for term, found in zip(terms, candidates, strict=True):
-        fitting = [candidate for candidate in found if has_same_laterality(term, candidate)]
+        sides = find_term_sides(term)
+        fitting = []
         for candidate in found:
-            if candidate not in fitting:
+            if sides and not find_sides(candidate.title) <= sides:
                 trace.drop("other_side", term.quote, candidate.code)
+            else:
+                fitting.append(candidate)
         kept.append(fitting)
     return kept
 
 
-def has_same_laterality(term: Term, candidate: Candidate) -> bool:
-    """Whether the candidate's title names no side that the term, or else its sentence, excludes."""
-    sides = find_sides(term.quote.text) or find_sides(term.sentence.text)
-    return not sides or find_sides(candidate.title) <= sides
+def find_term_sides(term: Term) -> set[str]:
+    """The sides that the term names, or else its sentence."""
+    return find_sides(term.quote.text) or find_sides(term.sentence.text)
 
 
 def find_sides(text: str) -> set[str]:

@@ -17,14 +17,14 @@ from clh.icd.tabular import CodeSystem
 from clh.models import weights
 from clh.models.embedder import Vectors, load_embedder
 from clh.retrieval.lexical import Lexicon, searchable
+from clh.retrieval.text_vectors import TextVectors, principal_axes
 
-_FORMAT = 4  # of what is in a folder; a new number makes a new cache key
+_FORMAT = 5  # of what is in a folder; a new number makes a new cache key
 _TEXTS = "texts.json"
 _WORDS = "words.npz"
 _AXES, _FULL, _COARSE = "axes.npy", "full.npy", "coarse.npy"
 _ARRAYS = (_AXES, _FULL, _COARSE)
 
-_SPREAD = 1e-6  # of the first axis's: what varies less is the rounding of float32
 _GROUP = 16  # texts
 _CHUNK = 64  # queries scanned at once: for fewer, reading the texts costs more than the product
 
@@ -67,9 +67,7 @@ class CodeIndex:
     @classmethod
     def build(cls, pairs: list[tuple[str, str]], vectors: Vectors, coarse_dim: int) -> Self:
         """An index over `vectors`, float32 of shape (pairs, dimensions), L2-normalised."""
-        spread, axes = np.linalg.eigh((vectors.T @ vectors).astype(np.float64))
-        kept = spread > _SPREAD * spread[-1]
-        axes = axes[:, kept][:, ::-1].astype(np.float32)  # largest first
+        axes = principal_axes(vectors)
         full = vectors @ axes
         coarse = full[:, :coarse_dim]
         lengths = np.linalg.norm(coarse, axis=1, keepdims=True)
@@ -200,7 +198,14 @@ def open_index(
             if progress is not None:
                 progress(done, len(texts))
 
-        vectors = embedder.encode(texts, advance)
+        vectors = np.empty((len(texts), embedder.dimensions), np.float32)
+        missing = np.arange(len(texts))
+        tower = weights.resolve(settings.towers.code, settings.cache_dir)
+        if stored := TextVectors.load(tower, embedder.id):
+            places, vectors[places] = stored.find(texts)
+            missing = np.setdiff1d(missing, places)
+            advance(len(places))
+        vectors[missing] = embedder.encode([texts[place] for place in missing], advance)
         rows = {text: row for row, text in enumerate(texts)}
         each = vectors[[rows[text] for _, text in pairs]]
         named = [(system.reported(code), text) for code, text in pairs]

@@ -152,6 +152,10 @@ class Lexicon:
     def __init__(self, rows: Mapping[str, NDArray[np.int64]], texts: int) -> None:
         """Take the rows of the texts that hold each word, and how many texts there are."""
         self._rows, self._texts = rows, texts
+        self._rarest = math.log(1 + texts)  # the weight of a word that no text has
+        self._weights = {
+            word: math.log((1 + texts) / (1 + len(places))) for word, places in rows.items()
+        }
         self._totals = np.full(texts, _NO_CONTENT)
         for word, places in rows.items():
             self._totals[places] += self._weight(word)
@@ -212,7 +216,7 @@ class Lexicon:
         return int(np.bincount(np.concatenate(rows)).max())
 
     def _weight(self, word: str) -> float:
-        return math.log((1 + self._texts) / (1 + len(self._rows.get(word, ()))))
+        return self._weights.get(word, self._rarest)
 
 
 @cache
