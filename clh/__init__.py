@@ -10,6 +10,7 @@
 """
 
 import os
+import sys
 
 # Not typing's, which takes as long to import as all of Python: until `clh.__main__` is there, an
 # interrupt of the command line is a traceback.
@@ -32,6 +33,8 @@ for _tracing in (
     "LANGCHAIN_TRACING",
 ):
     os.environ[_tracing] = "false"
+if (_langsmith := sys.modules.get("langsmith.utils")) is not None:
+    _langsmith.get_env_var.cache_clear()  # it keeps what it read before
 # Libraries that models are loaded, trained and served with report their use to their makers. They
 # heed these where they are set before the first import.
 os.environ.setdefault("DO_NOT_TRACK", "1")  # huggingface_hub, and so TRL; vLLM

@@ -71,6 +71,26 @@ def test_no_trace_is_sent_whatever_the_environment_asks_for(asked: Asked) -> Non
     assert asked.collector.paths == []
 
 
+def test_the_served_graph_sends_no_trace_if_langchain_was_there_first(machine: Machine) -> None:
+    code = f"""
+import asyncio
+import langsmith.utils
+assert langsmith.utils.tracing_is_enabled()
+from agents.pipeline import serve_graph
+from clh.schema import Note
+asyncio.run(serve_graph().ainvoke({{"note": Note(id="n", text={NOTE!r})}}))
+"""
+    with serving(servers.accept) as collector:
+        variables = {
+            "LANGSMITH_TRACING": "true",
+            "LANGSMITH_ENDPOINT": collector.url,
+            "LANGSMITH_API_KEY": "key",
+        }
+        environment = machine.environment(**variables)
+        subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, check=True)
+        assert collector.paths == []
+
+
 def test_the_host_that_a_note_goes_to_is_told(asked: Asked) -> None:
     assert f"127.0.0.1:{asked.server.port}" in asked.done.out + asked.done.err
 
