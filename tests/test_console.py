@@ -434,13 +434,14 @@ def test_a_long_note_is_interrupted_within_a_second_and_leaves_a_sound_audit(
     environment: dict[str, str], tmp_path: Path
 ) -> None:
     process = start(["-m", "clh", "code", "-"], environment)
-    process.stdin.write("The patient has chest pain and type 2 diabetes with neuropathy.\n" * 500)
+    days = (f"Day {day}: chest pain and type 2 diabetes on ward {day}.\n" for day in range(3000))
+    process.stdin.write("".join(days))
     process.stdin.close()
     process.stdin = None
     while not list((tmp_path / "data").glob("audit.sqlite*")):
         assert process.poll() is None
         time.sleep(0.1)
-    time.sleep(3)
+    time.sleep(0.5)
     started = time.monotonic()
     process.send_signal(signal.SIGINT)
     assert process.communicate(timeout=60) == ("", "")
