@@ -19,7 +19,7 @@ from clh.models.embedder import Vectors, load_embedder
 from clh.retrieval.lexical import Lexicon, searchable
 from clh.retrieval.text_vectors import TextVectors, principal_axes
 
-_FORMAT = 5  # of what is in a folder; a new number makes a new cache key
+_FORMAT = 6  # of what is in a folder; a new number makes a new cache key
 _TEXTS = "texts.json"
 _WORDS = "words.npz"
 _AXES, _FULL, _COARSE = "axes.npy", "full.npy", "coarse.npy"

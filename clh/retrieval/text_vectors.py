@@ -18,6 +18,7 @@ from clh.models.embedder import Vectors
 FILE = Path("texts") / "vectors.safetensors"  # in the folder of a tower
 
 _LARGEST = 127
+_HELD = 0.9999  # share of the squared lengths of all vectors that the axes must hold
 _SPREAD = 1e-6  # of the first axis's: what varies less is the rounding of float32
 _TOWER = "tower"  # metadata: the checksum of the weights that made the vectors
 
@@ -27,18 +28,20 @@ class TextVectors(NamedTuple):
 
     keys: NDArray[np.uint64]
     values: NDArray[np.int8]  # (texts, axes)
-    axes: Vectors  # (axes, dimensions), each as long as a value of 1 stands for
+    axes: NDArray[np.float16]  # (axes, dimensions), each as long as a value of 1 stands for
 
     @classmethod
     def of(cls, texts: Sequence[str], vectors: Vectors) -> Self:
         """Round the vectors of different texts, float32 of shape (texts, dimensions)."""
-        axes = principal_axes(vectors)
-        along = vectors @ axes
+        along = vectors @ (axes := principal_axes(vectors))
+        held = np.cumsum((along.astype(np.float64) ** 2).sum(axis=0))
+        kept = int(np.searchsorted(held, _HELD * held[-1])) + 1
+        along, axes = along[:, :kept], axes[:, :kept]
         steps = np.abs(along).max(axis=0) / _LARGEST
         keys = _keys(texts)
         order = np.argsort(keys)
         values = np.round(along[order] / steps).astype(np.int8)
-        return cls(keys[order], values, np.ascontiguousarray((axes * steps).T))
+        return cls(keys[order], values, (axes * steps).T.astype(np.float16))
 
     def save(self, folder: Path, tower_id: str) -> None:
         """Write the file into the folder of the tower that is reported as `tower_id`."""
@@ -70,7 +73,7 @@ class TextVectors(NamedTuple):
         keys = _keys(texts)
         rows = np.minimum(np.searchsorted(self.keys, keys), len(self.keys) - 1)
         places = np.flatnonzero(self.keys[rows] == keys)
-        vectors = self.values[rows[places]].astype(np.float32) @ self.axes
+        vectors = self.values[rows[places]].astype(np.float32) @ self.axes.astype(np.float32)
         return places, vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
